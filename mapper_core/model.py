@@ -166,6 +166,18 @@ class Volume:
 
 
 @dataclass(frozen=True, slots=True)
+class Attachment:
+    """What a plugin's ``map`` returns: the disk is a block device now.
+
+    :param device: block device node, such as ``/dev/loop0``.
+    :param transport: name of the transport that made it; a plugin that makes its own devices names its own way.
+    """
+
+    device: str
+    transport: str
+
+
+@dataclass(frozen=True, slots=True)
 class MappedDisk:
     """A disk that is a block device now.
 

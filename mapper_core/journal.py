@@ -1,0 +1,218 @@
+"""The journal: what was done to the host, on disk before it is done.
+
+One JSON file for each mapped disk in ``<runtime>/disks``. A file is replaced atomically (write, fsync, rename, fsync
+of the directory) and removed last. The version is checked: a record of a newer version is an error, never a guess.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from mapper_core.errors import StateCorrupt
+from mapper_core.model import Access, Attachment, Disk, MapOptions, Partition, PartitionTable
+from mapper_core.resources import KINDS, Resource
+
+VERSION = 1
+
+
+class State:
+    """States of a record; text, so that a person can read the file."""
+
+    MAPPING = "mapping"
+    MAPPED = "mapped"
+    UNMAPPING = "unmapping"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One mapping.
+
+    :param id: the key, from the identity of the image (see :func:`mapper_core.identity.identify`).
+    :param plugin: name of the plugin that mapped it; it unmaps it, whatever is probed later (M-20).
+    :param boot: boot in which it was made; a record of another boot describes devices that are gone.
+    :param resources: in the order in which they were made.
+    :param users: who holds the mapping.
+    """
+
+    id: str
+    disk: Disk
+    plugin: str
+    options: MapOptions
+    boot: str
+    state: str = State.MAPPING
+    resources: tuple[Resource, ...] = ()
+    attachment: Attachment | None = None
+    size: int = 0
+    table: PartitionTable | None = None
+    users: tuple[str, ...] = ()
+
+
+class Journal:
+    """The records of one runtime directory.
+
+    :param directory: ``<runtime>/disks``, mode 0700.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+
+    def _path(self, record_id: str) -> str:
+        return f"{self.directory}/{record_id}.json"
+
+    def write(self, record: Record) -> None:
+        """Make the record durable."""
+        write_json(self._path(record.id), {"version": VERSION, **_record_to_json(record)})
+
+    def remove(self, record_id: str) -> None:
+        """Forget a record; one that is not there is forgotten already."""
+        remove_json(self._path(record_id))
+
+    def read(self, record_id: str) -> Record | None:
+        """Return a record, or ``None``.
+
+        :raises StateCorrupt: the file is damaged, or of a newer version.
+        """
+        data = read_json(self._path(record_id), VERSION)
+        if data is None:
+            return None
+        try:
+            return _record_from_json(data)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise _corrupt(self._path(record_id), f"misses or garbles a field: {error!r}") from error
+
+    def ids(self) -> tuple[str, ...]:
+        """Keys of all records, sorted."""
+        try:
+            names = os.listdir(self.directory)
+        except FileNotFoundError:
+            return ()
+        return tuple(sorted(name[:-5] for name in names if name.endswith(".json")))
+
+    def records(self) -> tuple[Record, ...]:
+        """All records; one that another process removes meanwhile is left out."""
+        return tuple(record for key in self.ids() if (record := self.read(key)) is not None)
+
+
+# --- files, shared by all records ---------------------------------------------------------------------
+
+
+def write_json(path: str, data: dict[str, Any]) -> None:
+    """Replace ``path`` atomically by ``data``, mode 0600, on disk when the call returns."""
+    directory, name = os.path.split(path)
+    temporary = f"{directory}/.{name}.{os.getpid()}"
+    # a left-over of a process with the same pid that was killed here may be overwritten
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            os.write(fd, json.dumps(data, separators=(",", ":")).encode())
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    _sync_directory(directory)
+
+
+def read_json(path: str, version: int) -> dict[str, Any] | None:
+    """Return the object in a file of :func:`write_json`, or ``None`` when there is none.
+
+    :raises StateCorrupt: it cannot be read, or has another version.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = json.loads(file.read())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise _corrupt(path, f"is not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise _corrupt(path, "is not a JSON object")
+    if data.get("version") != version:
+        raise StateCorrupt(
+            f"was written by another version of Mapper (journal version {data.get('version')}, this one reads {version})",
+            subject=path,
+            hint="finish with the version that wrote it, or upgrade this one",
+        )
+    return data
+
+
+def remove_json(path: str) -> None:
+    """Remove a file of :func:`write_json` durably; a missing one is fine."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+    _sync_directory(os.path.dirname(path))
+
+
+def _sync_directory(directory: str) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _corrupt(path: str, why: str) -> StateCorrupt:
+    return StateCorrupt(
+        why, subject=path, hint="move the file away; `mapper-cli doctor` then shows what is left on the host"
+    )
+
+
+# --- records as JSON ----------------------------------------------------------------------------------
+
+
+def _record_to_json(record: Record) -> dict[str, Any]:
+    return {
+        "id": record.id,
+        "disk": dataclasses.asdict(record.disk),
+        "plugin": record.plugin,
+        "options": {
+            "access": record.options.access.value,
+            "transport": record.options.transport,
+            "max_virtual_size": record.options.max_virtual_size,
+        },
+        "boot": record.boot,
+        "state": record.state,
+        "resources": [{"kind": item.kind, **dataclasses.asdict(item)} for item in record.resources],
+        "attachment": dataclasses.asdict(record.attachment) if record.attachment else None,
+        "size": record.size,
+        "table": dataclasses.asdict(record.table) if record.table else None,
+        "users": list(record.users),
+    }
+
+
+def _record_from_json(data: dict[str, Any]) -> Record:
+    disk, options, table = data["disk"], data["options"], data["table"]
+    return Record(
+        id=data["id"],
+        disk=Disk(disk["source"], disk["format"], tuple(disk["allowed_dirs"])),
+        plugin=data["plugin"],
+        options=MapOptions(Access(options["access"]), options["transport"], options["max_virtual_size"]),
+        boot=data["boot"],
+        state=data["state"],
+        resources=tuple(_resource_from_json(item) for item in data["resources"]),
+        attachment=Attachment(**data["attachment"]) if data["attachment"] else None,
+        size=data["size"],
+        table=_table_from_json(table) if table else None,
+        users=tuple(data["users"]),
+    )
+
+
+def _resource_from_json(data: dict[str, str]) -> Resource:
+    values = dict(data)
+    return KINDS[values.pop("kind")](**values)
+
+
+def _table_from_json(data: dict[str, Any]) -> PartitionTable:
+    values = dict(data)
+    partitions = tuple(Partition(**item) for item in values.pop("partitions"))
+    if "warnings" in values:
+        values["warnings"] = tuple(values["warnings"])
+    return PartitionTable(partitions=partitions, **values)

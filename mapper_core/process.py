@@ -1,0 +1,154 @@
+"""Running external programs: the only module that imports ``sh``.
+
+A command is an argument list, never a shell string. It runs with a minimal environment in the C locale, without
+standard input, with a deadline after which its whole process group is killed, and with at most ``limit`` bytes of
+output kept. What it wrote to its standard error becomes part of the error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+
+from mapper_core.errors import CommandFailed, DeadlineExceeded, ToolMissing, UsageError
+
+#: Where programs are looked for. The caller's PATH is not trusted: this code runs as root.
+SEARCH_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
+
+#: Debian packages of the programs that are used, for the hint when one is missing.
+PACKAGES = {
+    "qemu-img": "qemu-utils",
+    "qemu-nbd": "qemu-utils",
+    "qemu-storage-daemon": "qemu-system-common",
+    "mkfs.ext4": "e2fsprogs",
+    "mkfs.xfs": "xfsprogs",
+    "mkfs.btrfs": "btrfs-progs",
+}
+
+#: Output that is kept per stream, bytes. More is read and thrown away, so that a chatty program never blocks.
+DEFAULT_LIMIT = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a successful command wrote."""
+
+    stdout: bytes
+    stderr: bytes
+
+
+def find_program(name: str) -> str | None:
+    """Return the absolute path of a program, or ``None`` when it is not installed."""
+    for directory in SEARCH_PATH:
+        path = f"{directory}/{name}"
+        if os.access(path, os.X_OK):
+            return path
+    return None
+
+
+def require_program(name: str) -> str:
+    """Return the absolute path of a program.
+
+    :raises ToolMissing: with the name of the package that has it.
+    """
+    path = find_program(name)
+    if path is None:
+        package = PACKAGES.get(name, "")
+        hint = f"install the package {package}" if package else f"install {name}"
+        raise ToolMissing(f"the program {name} is not installed", subject=name, hint=hint)
+    return path
+
+
+def run(
+    argv: tuple[str, ...],
+    *,
+    timeout: float,
+    subject: str = "",
+    accept: tuple[int, ...] = (0,),
+    limit: int = DEFAULT_LIMIT,
+) -> Output:
+    """Run a program and wait for it.
+
+    :param argv: program name (without a path) and its arguments; neither may be empty or contain NUL.
+    :param timeout: seconds after which the process group is killed.
+    :param subject: the object the command works on, for the error.
+    :param accept: exit statuses that count as success.
+    :param limit: bytes kept of each of stdout and stderr.
+    :raises ToolMissing: the program is not installed.
+    :raises CommandFailed: it ended with another status, or by a signal.
+    :raises DeadlineExceeded: it did not end in time; it has been killed.
+    """
+    for argument in argv:
+        if not isinstance(argument, str) or "\0" in argument:
+            raise UsageError(f"invalid argument for {argv[0]}: {argument!r}", subject=subject)
+    if not argv or not argv[0]:
+        raise UsageError("empty command", subject=subject)
+    program = require_program(argv[0])
+
+    import threading
+
+    import sh  # 70 ms to import: only paid by those who start a program
+
+    out, err = _Kept(limit), _Kept(limit)
+    late = threading.Event()
+    with open(os.devnull, "rb") as nothing:
+        command = sh.Command(program)(
+            *argv[1:],
+            _env={"PATH": ":".join(SEARCH_PATH), "LC_ALL": "C", "LANG": "C", "HOME": "/"},
+            _in=nothing,
+            _out=out,
+            _err=err,
+            _tty_out=False,
+            _new_session=True,
+            _ok_code=list(accept),
+            _no_pipe=True,
+            _bg=True,
+            _bg_exc=False,
+        )
+
+        def kill() -> None:
+            late.set()
+            with contextlib.suppress(ProcessLookupError):
+                command.kill_group()
+
+        # not `_timeout`: with it sh (2.4) polls in steps of 100 ms, which every short command would pay
+        timer = threading.Timer(timeout, kill)
+        timer.daemon = True
+        timer.start()
+        try:
+            command.wait()
+        except sh.ErrorReturnCode as error:
+            if late.is_set():
+                raise DeadlineExceeded(
+                    f"{argv[0]} did not finish within {timeout:g} s and was killed",
+                    subject=subject,
+                    hint=_last_line(err.data),
+                ) from None
+            raise CommandFailed(argv, error.exit_code, err.data.decode(errors="replace"), subject=subject) from None
+        finally:
+            timer.cancel()
+    return Output(bytes(out.data), bytes(err.data))
+
+
+class _Kept:
+    """A sink for ``sh`` that keeps the first ``limit`` bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self.data = bytearray()
+        self._limit = limit
+
+    def write(self, chunk: bytes | str) -> None:
+        if isinstance(chunk, str):
+            chunk = chunk.encode(errors="replace")
+        room = self._limit - len(self.data)
+        if room > 0:
+            self.data += chunk[:room]
+
+    def flush(self) -> None:
+        """``sh`` asks for it; there is nothing to flush."""
+
+
+def _last_line(data: bytes | bytearray) -> str:
+    lines = data.decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else ""
