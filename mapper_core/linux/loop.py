@@ -250,7 +250,9 @@ def _open_control() -> int:
         return os.open(_CONTROL, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
-            raise TransportUnavailable("this kernel has no loop devices", subject=_CONTROL, hint="modprobe loop") from error
+            raise TransportUnavailable(
+                "this kernel has no loop devices", subject=_CONTROL, hint="modprobe loop"
+            ) from error
         raise kernel_error(error, "cannot ask for a loop device", subject=_CONTROL) from error
 
 
@@ -291,7 +293,9 @@ def _configure(device: LoopDevice, configurations: list[bytes]) -> bool:
                     return False
                 if error.errno == errno.EINVAL and position < len(configurations):
                     continue  # this filesystem cannot do direct I/O
-                raise kernel_error(error, "the kernel cannot attach the file to a loop device", subject=device.path) from error
+                raise kernel_error(
+                    error, "the kernel cannot attach the file to a loop device", subject=device.path
+                ) from error
             return True
         return False
     finally:

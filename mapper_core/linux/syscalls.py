@@ -42,7 +42,9 @@ def libc() -> ctypes.CDLL:
     """
     machine = os.uname().machine
     if machine not in KNOWN_MACHINES:
-        raise NotSupported(f"the system call numbers of {machine} are not known; supported: {', '.join(KNOWN_MACHINES)}")
+        raise NotSupported(
+            f"the system call numbers of {machine} are not known; supported: {', '.join(KNOWN_MACHINES)}"
+        )
     import ctypes
 
     library = ctypes.CDLL(None, use_errno=True)

@@ -1,0 +1,98 @@
+"""Locks between processes: ``flock`` on a file, gone with the process that holds it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+
+from mapper_core.errors import Busy, Refused
+from mapper_core.linux.syscalls import kernel_error
+
+_ATTEMPTS = 64
+
+
+@contextlib.contextmanager
+def try_lock(path: str) -> Iterator[int]:
+    """Hold the lock ``path`` for the block; never waits.
+
+    The file is made with mode 0600 and stays; a symbolic link is refused.
+
+    :returns: the descriptor that holds the lock.
+    :raises Busy: naming the process that holds it, where it is visible.
+    :raises Refused: when the path is a symbolic link or no regular file.
+    :raises KernelError: for all else, such as ENOENT of the directory.
+    """
+    fd = open_lock(path)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def open_lock(path: str) -> int:
+    """As :func:`try_lock`; the lock is held until the descriptor is closed."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+    for _ in range(_ATTEMPTS):
+        try:
+            fd = os.open(path, flags, 0o600)
+        except OSError as error:
+            if os.path.islink(path):
+                raise Refused("a lock must not be a symbolic link", subject=path) from error
+            raise kernel_error(error, "cannot open the lock", subject=path) from error
+        try:
+            if _take(fd, path):
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+    raise Busy("the lock file is replaced again and again", subject=path)
+
+
+def holder_pid(fd: int) -> int:
+    """The process that holds the flock of an open file, from ``/proc/locks``; 0 when it is not visible."""
+    status = os.fstat(fd)
+    try:
+        with open("/proc/locks", encoding="ascii") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return 0
+    for line in lines:
+        # "1: FLOCK  ADVISORY  WRITE 1234 08:01:5678 0 EOF"; "->" marks one who waits. The inode decides where the
+        # device number of the filesystem is not that of stat() (btrfs).
+        fields = line.split()
+        if len(fields) < 8 or fields[1] != "FLOCK":
+            continue
+        inode = int(fields[5].rsplit(":", 1)[1])
+        if inode == status.st_ino and int(fields[4]) > 0:
+            return int(fields[4])
+    return 0
+
+
+def _take(fd: int, path: str) -> bool:
+    """Lock an open file; False when another file has taken its name meanwhile, so that the lock guards nothing."""
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        raise Refused("a lock must be a regular file", subject=path)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        pid = holder_pid(fd)
+        who = f"process {pid} ({_process_name(pid)})" if pid else "another process"
+        raise Busy(f"{who} works on it now", subject=path, hint="try again when it has finished") from error
+    try:
+        now = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(status, now)
+
+
+def _process_name(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return "?"
