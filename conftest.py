@@ -1,0 +1,315 @@
+"""What all tests of this tree share, those of the plugins and of the driver included.
+
+- Each test belongs to one tier, by a marker; in ``tests/TIER/`` it must be that of the folder.
+- Unit tests are guarded: no process, no device, no network (:mod:`mapper_core.testing.guard`).
+- After each other test the leak oracle (:mod:`mapper_core.testing.leaks`) counts what it has left behind.
+- ``--tier`` chooses, ``--nothing-skipped`` makes a skip a failure, and a table of the tiers ends the run.
+
+With ``MAPPER_TEST_SHARED_HOST=1`` only leaks that belong to this run's own directories count: for a machine on which
+others map and mount at the same time. It is not for CI.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+import signal
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
+
+import pytest
+
+from mapper_core.runtime import ENVIRONMENT
+from mapper_core.testing import leaks, observe
+from mapper_core.testing.guard import Guard
+
+#: In the order in which they run.
+TIERS = ("unit", "root", "security", "lxd", "ceph", "vm", "crash", "packaging")
+#: Tiers whose tests need a kernel that lets them loop and mount.
+PRIVILEGED = ("root", "security", "lxd", "ceph", "crash")
+ROOT = Path(__file__).parent
+EXPECTED_SKIPS = ROOT / "tests" / "expected-skips.txt"
+SHARED_HOST = os.environ.get("MAPPER_TEST_SHARED_HOST") == "1"
+#: How long a resource may take to go away after its test has ended, seconds.
+SETTLE = 5.0
+NUMBERS = itertools.count(1)
+#: Where this run keeps its temporary files.
+BASE = pytest.StashKey[str]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("mapper")
+    group.addoption("--tier", action="append", choices=TIERS, help="run only this tier (repeatable)")
+    group.addoption("--nothing-skipped", action="store_true", help="a skip that is not expected is a failure")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Tiers(tuple(config.getoption("tier") or ())))
+    config.pluginmanager.register(Guarded())
+    config.pluginmanager.register(WholeRun())
+    if config.getoption("nothing_skipped"):
+        config.pluginmanager.register(NothingSkipped(_expected_skips()))
+
+
+# --- tiers --------------------------------------------------------------------------------------------------
+
+
+def _tier(item: pytest.Item) -> str:
+    return next((mark.name for mark in item.iter_markers() if mark.name in TIERS), "")
+
+
+def _tier_problem(item: pytest.Item) -> str:
+    found = {mark.name for mark in item.iter_markers() if mark.name in TIERS}
+    if len(found) != 1:
+        return f"{item.nodeid}: needs the marker of one tier, has {sorted(found) or 'none'}"
+    with suppress(ValueError):
+        folder = item.path.relative_to(ROOT / "tests").parts[0]
+        if folder in TIERS and folder not in found:
+            return f"{item.nodeid}: is marked {found.pop()} but lies in tests/{folder}"
+    return ""
+
+
+class Tiers:
+    """Checks, chooses, orders and counts the tests by tier.
+
+    :param chosen: the tiers to run; empty for all that were collected.
+    """
+
+    def __init__(self, chosen: tuple[str, ...]) -> None:
+        self.chosen = chosen
+        self.tier_of: dict[str, str] = {}
+        self.outcome: dict[str, str] = {}
+        self.seconds: Counter[str] = Counter()
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        problems = [problem for item in items if (problem := _tier_problem(item))]
+        if problems:
+            raise pytest.UsageError("\n".join(problems))
+        if self.chosen:
+            config.hook.pytest_deselected(items=[item for item in items if _tier(item) not in self.chosen])
+            items[:] = [item for item in items if _tier(item) in self.chosen]
+        items.sort(key=lambda item: TIERS.index(_tier(item)))
+        self.tier_of = {item.nodeid: _tier(item) for item in items}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        # a test has three reports (setup, call, teardown); the worst of them is its outcome
+        worse = ("failed", "skipped", "passed")
+        known = self.outcome.get(report.nodeid, "passed")
+        self.outcome[report.nodeid] = min(known, report.outcome, key=worse.index)
+        self.seconds[self.tier_of[report.nodeid]] += report.duration  # type: ignore[assignment]
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        missing = set(self.chosen) - set(self.tier_of.values())
+        if missing and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        terminalreporter.section("tiers")
+        row = "{:10} {:>7} {:>7} {:>7} {:>8}"
+        terminalreporter.line(row.format("tier", "passed", "failed", "skipped", "seconds"))
+        for tier in TIERS:
+            counts = Counter(outcome for test, outcome in self.outcome.items() if self.tier_of[test] == tier)
+            if counts or tier in self.chosen:
+                numbers = (counts["passed"], counts["failed"], counts["skipped"])
+                note = "" if tier in self.tier_of.values() else "  no tests"
+                terminalreporter.line(row.format(tier, *numbers, f"{self.seconds[tier]:.1f}") + note)
+
+
+# --- skips --------------------------------------------------------------------------------------------------
+
+
+def _expected_skips() -> frozenset[str]:
+    lines = (line.strip() for line in EXPECTED_SKIPS.read_text(encoding="utf-8").splitlines())
+    return frozenset(line for line in lines if line and not line.startswith("#"))
+
+
+class NothingSkipped:
+    """Turns a skip, or an expected failure, into a failure.
+
+    :param expected: reasons that are allowed.
+    """
+
+    def __init__(self, expected: frozenset[str]) -> None:
+        self.expected = expected
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_makereport(self) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        self._judge(report)
+        return report
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_make_collect_report(self) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+        report = yield
+        self._judge(report)
+        return report
+
+    def _judge(self, report: pytest.TestReport | pytest.CollectReport) -> None:
+        if not report.skipped:
+            return
+        reason = str(getattr(report, "wasxfail", ""))
+        if not reason and isinstance(report.longrepr, tuple):
+            reason = report.longrepr[2].removeprefix("Skipped: ")
+        if reason not in self.expected:
+            report.outcome = "failed"
+            report.longrepr = f"skipped, which is not allowed here: {reason}"
+
+
+# --- guards -------------------------------------------------------------------------------------------------
+
+
+class Guarded:
+    """Runs unit tests under the guard, from set-up to teardown."""
+
+    def __init__(self) -> None:
+        self.guard = Guard()
+        self.guard.install()
+
+    def _watch(self, item: pytest.Item) -> AbstractContextManager[None]:
+        return self.guard.watch() if _tier(item) == "unit" else nullcontext()
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, None, None]:
+        with self._watch(item):
+            yield
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, None, None]:
+        with self._watch(item):
+            yield
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, None, None]:
+        with self._watch(item):
+            yield
+
+
+@pytest.fixture(scope="session")
+def privilege() -> str:
+    """Why this process cannot attach a loop device and mount it; empty when it can, which has been tried."""
+    with tempfile.TemporaryDirectory(prefix="mapper-probe-") as directory:
+        image, target = f"{directory}/image", f"{directory}/target"
+        os.mkdir(target)
+        with open(image, "wb") as file:
+            file.truncate(1 << 20)
+        try:
+            _run("mkfs.ext4", "-q", image)
+            _run("mount", "-o", "loop", image, target)  # umount detaches such a loop device
+            _run("umount", target)
+        except (OSError, subprocess.SubprocessError) as error:
+            stderr = getattr(error, "stderr", "") or ""
+            return f"this process cannot loop and mount: {stderr.strip() or error}"
+    return ""
+
+
+def _run(*argv: str) -> None:
+    subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60)
+
+
+# --- leaks --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _runtime_of_the_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """For fixtures of modules and sessions: the host's own runtime directory is never used."""
+    request.config.stash[BASE] = str(tmp_path_factory.getbasetemp())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(ENVIRONMENT, str(tmp_path_factory.getbasetemp() / "r0"))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def runtime_dir(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty runtime directory of this test's own, also in ``MAPPER_RUNTIME_DIR``.
+
+    Its path is short, for the unix sockets in it (107 bytes, unix(7)).
+    """
+    path = tmp_path_factory.getbasetemp() / f"r{next(NUMBERS)}"
+    path.mkdir(0o700)
+    monkeypatch.setenv(ENVIRONMENT, str(path))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _leaves_nothing_behind(
+    request: pytest.FixtureRequest, runtime_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """Fail the test that leaves something in use, and take that away so that the next one starts clean."""
+    tier = _tier(request.node)
+    if tier == "unit":
+        yield
+        return
+    if tier in PRIVILEGED and (problem := request.getfixturevalue("privilege")):
+        pytest.skip(problem)
+    request.getfixturevalue("tmp_path")  # set up first, so that it is removed after the mounts in it
+    runtime_dirs = (str(runtime_dir),)
+    scope = (str(tmp_path_factory.getbasetemp()),) if SHARED_HOST else None
+    before = leaks.snapshot(runtime_dirs)
+    yield
+    found = leaks.diff(before, leaks.snapshot(runtime_dirs), scope)
+    if found:
+        gc.collect()  # a descriptor that only a reference cycle keeps open is no leak
+        found = leaks.wait_for_none(before, SETTLE, runtime_dirs, scope)
+    if found:
+        # everything new is counted, but only what surely is this run's own is touched: the host may have other users
+        own = (str(tmp_path_factory.getbasetemp()),)
+        _clean(leaks.diff(before, leaks.snapshot(runtime_dirs), own))
+        pytest.fail(f"the test has left something behind\n{found}", pytrace=False)
+
+
+def _clean(found: leaks.Leaks) -> None:
+    """Take away what leaked: mounts, the last first, then devices, then the processes that serve them.
+
+    :param found: leaks within this run's own directories. Never pass others: this unmounts and kills.
+    """
+    for item in reversed(found.items):
+        if item.kind in ("mount", "fuse") and item.pid:
+            _try("nsenter", "-t", str(item.pid), "-m", "umount", "--lazy", item.touches[0])
+    for item in found.items:
+        device = f"/dev/{item.key.split()[1]}"
+        if item.kind == "loop":
+            _try("losetup", "--detach", device)
+        elif item.kind == "nbd":
+            _try("qemu-nbd", "--disconnect", device)
+    alive = {item.key: item.pid for item in observe.processes()}
+    for item in found.items:
+        if item.kind in ("process", "child") and item.key in alive:
+            with suppress(ProcessLookupError):
+                os.kill(item.pid, signal.SIGTERM)
+        elif item.kind in ("file", "temporary"):
+            _try("rm", "-rf", "--one-file-system", item.touches[0])
+
+
+def _try(*argv: str) -> None:
+    with suppress(OSError, subprocess.SubprocessError):
+        _run(*argv)
+
+
+class WholeRun:
+    """Compares the host after the run with the host before: what fixtures of sessions and modules have left."""
+
+    def __init__(self) -> None:
+        self.before = leaks.Snapshot(())
+        self.found = leaks.Leaks(())
+
+    def pytest_sessionstart(self) -> None:
+        self.before = leaks.snapshot(())
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        base = session.config.stash.get(BASE, None)
+        if base:  # otherwise no test ran
+            self.found = leaks.wait_for_none(self.before, SETTLE, (f"{base}/r0",), (base,) if SHARED_HOST else None)
+        if self.found and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self.found:
+            terminalreporter.section("left behind by the whole run", red=True)
+            terminalreporter.line(str(self.found))
