@@ -134,12 +134,14 @@ class PartitionTable:
     :param sector_size: logical sector size of the table, bytes.
     :param partitions: in table order; for ``none`` one partition with number 0 that spans the device.
     :param uuid: disk GUID or ``dos`` disk signature, lower case.
+    :param warnings: damage that did not prevent reading the table, such as a lost backup GPT.
     """
 
     scheme: str
     sector_size: int
     partitions: tuple[Partition, ...]
     uuid: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,80 @@
+"""What is on a device: a partition table, a bare filesystem, or nothing.
+
+Several answers can be true at once: a FAT boot sector and a hybrid ISO image both carry an MBR signature, and both
+may carry a GPT. The rules, in this order:
+
+1. A filesystem whose magic is the very first bytes (XFS, squashfs, LUKS) leaves no room for boot code: it is bare.
+2. GPT counts only with a protective MBR. Without that rule a forgotten backup GPT at the end of a reformatted disk
+   would win.
+3. An ISO 9660 descriptor *inside* of a partition is a hybrid ISO image. Outside of all partitions it is a leftover.
+4. A sane table with partitions beats any other superblock: those are leftovers, or copies made by boot loaders.
+5. A table that is empty or makes no sense loses against a superblock, and is an error without one.
+"""
+
+from __future__ import annotations
+
+from mapper_core.errors import BadPartitionTable
+from mapper_core.model import Partition, PartitionTable
+from mapper_core.partitions import gpt, mbr
+from mapper_core.partitions.reader import ReadAt
+
+__all__ = ["ReadAt", "discover"]
+
+#: Types found by the first bytes of the device.
+_MAGIC_AT_ZERO = frozenset({"xfs", "squashfs", "squashfs3", "crypto_LUKS"})
+
+#: Superblocks at the end of the device, which belong to the last partition as much as to the device.
+_MAGIC_AT_END = frozenset({"linux_raid_member"})
+
+_ISO_DESCRIPTOR = 32768
+
+
+def discover(read: ReadAt, size: int, sector_size: int = 512) -> PartitionTable:
+    """Find the partitions of a device.
+
+    :param read: reads the device.
+    :param size: of the device, bytes.
+    :param sector_size: logical sector size that the device claims, bytes.
+    :raises BadPartitionTable: the table is damaged, overlapping, or covers itself.
+    :raises PartitionBeyondDevice: a partition ends behind the end of the device.
+    """
+    bare = PartitionTable("none", sector_size, (Partition(0, 0, size),))
+    sector = read(0, mbr.SECTOR)
+    slots = mbr.read_slots(sector)
+    if slots is None:
+        return bare
+    from mapper_core.tree import superblock  # only now: most data disks have no table
+
+    found = superblock.probe(read, size).type
+    if found in _MAGIC_AT_ZERO:
+        return bare
+    try:
+        table = _read_table(read, size, sector_size, sector, slots)
+    except BadPartitionTable:
+        if found and found not in _MAGIC_AT_END:
+            return bare
+        raise
+    if not table.partitions:
+        return bare if found and found not in _MAGIC_AT_END else table
+    if superblock.is_iso9660(read) and any(_covers(partition, _ISO_DESCRIPTOR) for partition in table.partitions):
+        return bare
+    return table
+
+
+def _read_table(
+    read: ReadAt, size: int, sector_size: int, sector: bytes, slots: tuple[mbr.Slot, ...]
+) -> PartitionTable:
+    if not mbr.is_protective(slots):
+        return mbr.parse(read, size, sector_size, sector, slots)
+    sizes = (sector_size, *(other for other in (512, 4096) if other != sector_size))
+    table = gpt.parse(read, size, sizes)
+    if table is None:
+        raise BadPartitionTable(
+            "the disk has a protective MBR, but neither of its two GPT headers is intact",
+            hint="repair the table with gdisk, or restore the image",
+        )
+    return table
+
+
+def _covers(partition: Partition, offset: int) -> bool:
+    return partition.start <= offset < partition.start + partition.size

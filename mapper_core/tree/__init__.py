@@ -1,0 +1,1 @@
+"""From a block device to a mounted tree: what is on it, what will be mounted where, and the mounts."""
