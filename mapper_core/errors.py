@@ -73,6 +73,10 @@ class PluginMissing(NotFound):
     """Is raised when no usable plugin is installed for the requested format."""
 
 
+class PluginFault(MapperError):
+    """Is raised when a plugin breaks its contract: an unexpected exception or a return value that makes no sense."""
+
+
 class NotMapped(NotFound):
     """Is raised when a question about a mapping is asked and there is none (unmapping it is a success)."""
 

@@ -29,7 +29,7 @@ class DaemonResource:
     :param directory: its own directory, with the files ``disk`` (the export), ``qmp.sock`` and ``pid``.
     """
 
-    kind: ClassVar[str] = "daemon"
+    kind: ClassVar[str] = "storage_daemon"
     directory: str
 
 
@@ -48,7 +48,7 @@ class NbdResource:
 
 Resource = LoopResource | DaemonResource | NbdResource
 
-#: By the name that the journal uses.
+#: By ``kind``, which is the name of the transport that makes them.
 KINDS: dict[str, type[LoopResource] | type[DaemonResource] | type[NbdResource]] = {
     LoopResource.kind: LoopResource,
     DaemonResource.kind: DaemonResource,

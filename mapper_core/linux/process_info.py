@@ -67,6 +67,28 @@ def is_alive(pid: int, start_time: int) -> bool:
     return found is not None and found.start_time == start_time and not found.gone
 
 
+def find_by_argument(program: str, argument: str) -> tuple[ProcessInfo, ...]:
+    """Living processes of a program that were started with an argument (a whole one, not a part).
+
+    :param program: last component of ``argv[0]``.
+    """
+    wanted = os.fsencode(argument)
+    found = []
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            with open(f"/proc/{name}/cmdline", "rb") as file:
+                argv = file.read().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+        if argv[0].rsplit(b"/", 1)[-1] == program.encode() and wanted in argv:
+            process = info(int(name))
+            if process is not None and not process.gone:
+                found.append(process)
+    return tuple(found)
+
+
 def wait_gone(pid: int, start_time: int, deadline_seconds: float) -> None:
     """Wait until exactly this process has ended.
 

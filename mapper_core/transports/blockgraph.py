@@ -1,9 +1,10 @@
 """The block graph that is handed to qemu: every file, every format and the end of the chain are said explicitly.
 
-Left alone, qemu follows the names that it finds in the header of an image, and guesses formats: that is how a guest reads
-a host's files (CVE-2011-3147, CVE-2013-1922, CVE-2024-32498). A graph that names each node leaves nothing to follow: what
-the header says about backing and data files is overridden, also if it changed after it was inspected. The one exception
-are the extents of a vmdk descriptor file, for which qemu (7.2) has no option; the plugin checks them name by name.
+Left alone, qemu follows the names that it finds in the header of an image, and guesses formats: that is how a guest
+reads a host's files (CVE-2011-3147, CVE-2013-1922, CVE-2024-32498). A graph that names each node leaves nothing to
+follow: what the header says about backing and data files is overridden, also if it changed after it was inspected. The
+one exception are the extents of a vmdk descriptor file, for which qemu (7.2) has no option; the plugin checks them name
+by name.
 
 Source: qemu's ``qapi/block-core.json``, ``BlockdevOptions``.
 """

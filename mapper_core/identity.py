@@ -1,0 +1,70 @@
+"""Which disk is this? Names change, identities don't.
+
+A file is (st_dev, st_ino), a block device its number, everything else (a volume in a cluster) its name. The identity is the key
+of locks and of the journal, so that two names of one file are one mapping, and a file that merely took over the name of another is not.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+
+from mapper_core.errors import ImageNotFound, UnsafePath
+from mapper_core.model import Disk
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Identity of a disk.
+
+    :param id: key: ``f-<device>-<inode>``, ``b-<major>-<minor>`` or ``n-<digest>``; at most 40 characters of ``[a-z0-9-]``.
+    :param source: the real path, symbolic links resolved; a volume's name unchanged.
+    """
+
+    id: str
+    source: str
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the disk is a file or a block device of this host."""
+        return not self.id.startswith("n-")
+
+
+def identify(disk: Disk) -> Identity:
+    """Return the identity of a disk.
+
+    :raises ImageNotFound: the path does not exist.
+    :raises UnsafePath: it is neither a regular file nor a block device (S-26).
+    """
+    if not disk.source.startswith("/"):
+        import hashlib
+
+        digest = hashlib.sha256(f"{disk.format}\0{disk.source}".encode(errors="surrogateescape")).hexdigest()
+        return Identity(f"n-{digest[:32]}", disk.source)
+    try:
+        real = os.path.realpath(disk.source, strict=True)
+        found = os.stat(real)
+    except FileNotFoundError as error:
+        raise ImageNotFound(
+            "the image does not exist", subject=disk.source, hint="check the path; is the datastore mounted?"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise UnsafePath(f"the image cannot be reached: {error}", subject=disk.source) from error
+    return Identity(id_of(found, real), real)
+
+
+def id_of(found: os.stat_result, path: str) -> str:
+    """Return the key for a stat result.
+
+    :raises UnsafePath: it is neither a regular file nor a block device.
+    """
+    if stat.S_ISREG(found.st_mode):
+        return f"f-{found.st_dev:x}-{found.st_ino:x}"
+    if stat.S_ISBLK(found.st_mode):
+        return f"b-{os.major(found.st_rdev)}-{os.minor(found.st_rdev)}"
+    raise UnsafePath(
+        "is neither a regular file nor a block device",
+        subject=path,
+        hint="an image must be a file or a block device",
+    )

@@ -1,0 +1,346 @@
+"""The life of a mapping: lock, journal, hook, verify; and the same backwards.
+
+:class:`Mapper` is what programs use::
+
+    mapper = Mapper.open()
+    disk = mapper.map(Disk("/srv/disk.qcow2", "qcow2"), MapOptions(), user="backup")
+    ...
+    mapper.unmap("/srv/disk.qcow2", user="backup")
+
+Mapping the same file again returns the same device and adds the user; the device goes away with its last user. Unmapping what is not mapped is a success.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from mapper_core import policy
+from mapper_core.errors import ImageInUse, MappedDifferently, MapperError, NotMapped, PluginFault
+from mapper_core.identity import Identity, identify
+from mapper_core.journal import Journal, Record, State
+from mapper_core.linux import block, locks
+from mapper_core.model import Access, Disk, ImageInfo, MapOptions, MappedDisk, PartitionTable
+from mapper_core.partitions import nodes
+from mapper_core.registry import Registry
+from mapper_core.runtime import Runtime, boot_id
+from mapper_core.transports import Transports
+from mapper_core.transports.base import Scope
+
+if TYPE_CHECKING:
+    from mapper_core.resources import Resource
+
+#: The user in whose name ``mapper-cli map`` maps.
+CLI_USER = "cli"
+
+
+class Mapper:
+    """Maps and unmaps disks; the state is in the runtime directory, not in this object.
+
+    :param runtime: where the journal is.
+    :param registry: the plugins.
+    """
+
+    def __init__(self, runtime: Runtime, registry: Registry) -> None:
+        self.runtime = runtime
+        self.registry = registry
+        self.journal = Journal(runtime.disks)
+        self._boot = boot_id()
+
+    @classmethod
+    def open(cls) -> Mapper:
+        """Use the runtime directory of the environment and all installed plugins."""
+        runtime = Runtime.from_environment()
+        runtime.prepare()
+        return cls(runtime, Registry.load())
+
+    # --- questions ---
+
+    def inspect(self, disk: Disk) -> ImageInfo | None:
+        """Read and check the header of an image; ``None`` when the format's plugin cannot.
+
+        :raises MapperError: see :func:`mapper_core.policy.check_image`.
+        """
+        return self._inspect(disk, identify(disk), MapOptions(Access.READ_ONLY))
+
+    def mapped(self) -> tuple[MappedDisk, ...]:
+        """All disks that are mapped now, in the order of their ids."""
+        return tuple(_as_mapped(record) for record in self.journal.records() if self._is_live(record))
+
+    def find(self, target: str) -> MappedDisk | None:
+        """Return the mapping of an image, a device (or partition) node or an id; ``None`` when there is none."""
+        record = self._find(target)
+        return _as_mapped(record) if record is not None and self._is_live(record) else None
+
+    # --- map ---
+
+    def map(self, disk: Disk, options: MapOptions, *, user: str) -> MappedDisk:
+        """Load a disk into a block device.
+
+        :param user: who holds the mapping; the same user may ask twice.
+        :raises Busy: another process works on this disk.
+        :raises MappedDifferently: it is mapped already, with another access, format or transport.
+        :raises MapperError: the image, the plugin or the host; afterwards everything is as it was.
+        """
+        identity = identify(disk)
+        disk = dataclasses.replace(disk, source=identity.source)
+        with self.lock(identity.id):
+            record = self.journal.read(identity.id)
+            if record is not None and self._is_live(record):
+                return self._join(record, disk, options, user)
+            if record is not None:
+                self._undo(record)
+            return self._map_new(disk, identity, options, user)
+
+    def _join(self, record: Record, disk: Disk, options: MapOptions, user: str) -> MappedDisk:
+        assert record.attachment is not None
+        differences = [
+            f"{name} {have} instead of {want}"
+            for name, have, want in (
+                ("format", record.disk.format, disk.format),
+                ("access", record.options.access.value, options.access.value),
+                ("transport", record.attachment.transport, options.transport or record.attachment.transport),
+            )
+            if have != want
+        ]
+        if differences:
+            raise MappedDifferently(
+                f"is mapped to {record.attachment.device} already, with {', '.join(differences)}",
+                subject=disk.source,
+                hint="unmap it first",
+            )
+        if user not in record.users:
+            record = dataclasses.replace(record, users=(*record.users, user))
+            self.journal.write(record)
+        return _as_mapped(record)
+
+    def _map_new(self, disk: Disk, identity: Identity, options: MapOptions, user: str) -> MappedDisk:
+        self.registry.require(disk.format)
+        image = self._inspect(disk, identity, options)
+        record = Record(identity.id, disk, disk.format, options, self._boot, users=(user,))
+        ledger = _JournalLedger(self.journal, record)
+        self.journal.write(record)
+        with contextlib.ExitStack() as undo:
+            undo.callback(lambda: self._undo(ledger.value))
+            attachment = self.registry.map(disk, image, options, self._transports(ledger))
+            ledger.change(attachment=attachment)
+            size = self._verify(ledger.value, image)
+            table = self._partitions(attachment.device, options.access)
+            ledger.change(size=size, table=table, state=State.MAPPED)
+            undo.pop_all()
+        return _as_mapped(ledger.value)
+
+    def _inspect(self, disk: Disk, identity: Identity, options: MapOptions) -> ImageInfo | None:
+        disk = dataclasses.replace(disk, source=identity.source)
+        self.registry.require(disk.format)
+        if identity.is_file:
+            policy.check_declared_format(disk)
+        image = self.registry.inspect(disk)
+        if image is not None:
+            policy.check_image(disk, image, options)
+        return image
+
+    def _verify(self, record: Record, image: ImageInfo | None) -> int:
+        """Check what the plugin says it has made (S-13); return the size of the device, bytes."""
+        assert record.attachment is not None
+        device = record.attachment.device
+        try:
+            found = os.stat(device, follow_symlinks=False)
+        except OSError as error:
+            raise PluginFault(
+                f"the plugin {record.plugin} returned {device}, which cannot be reached: {error.strerror}",
+                subject=record.disk.source,
+            ) from error
+        if not device.startswith("/dev/") or not stat.S_ISBLK(found.st_mode):
+            raise PluginFault(
+                f"the plugin {record.plugin} returned {device}, which is no block device", subject=record.disk.source
+            )
+        for other in self.journal.records():
+            if (
+                other.id != record.id
+                and other.attachment is not None
+                and other.attachment.device == device
+                and self._is_live(other)
+            ):
+                raise PluginFault(
+                    f"the plugin {record.plugin} returned {device}, which is {other.disk.source}",
+                    subject=record.disk.source,
+                )
+        with block.exclusive(device) as fd:
+            size = block.size(fd)
+        if image is not None and size != image.virtual_size // 512 * 512:
+            raise PluginFault(
+                f"{device} has {size} bytes, the image says {image.virtual_size}", subject=record.disk.source
+            )
+        return size
+
+    def _partitions(self, device: str, access: Access) -> PartitionTable:
+        with nodes.reader(device) as reader:
+            table = self.registry.discover_partitions(device, reader.read, reader.size, reader.sector_size)
+        return nodes.add(device, table)
+
+    # --- unmap ---
+
+    def unmap(self, target: str, *, user: str) -> None:
+        """Revert a map, when ``user`` was the last who holds it.
+
+        :param target: image, device node, partition node or id.
+        :raises ImageInUse: others hold the mapping, and ``user`` does not.
+        :raises DeviceBusy: something holds the device; nothing was changed.
+        :raises NotMapped: the target is a device that was not mapped by us.
+        """
+        record = self._find(target)
+        if record is None:
+            _refuse_foreign_device(target)
+            return
+        with self.lock(record.id):
+            record = self.journal.read(record.id)
+            if record is None:
+                return
+            if not self._is_live(record):
+                self._undo(record)
+                return
+            others = tuple(name for name in record.users if name != user)
+            if user not in record.users and others:
+                raise ImageInUse(
+                    f"the mapping is held by {', '.join(others)}", subject=target, hint="let its holder release it"
+                )
+            if others:
+                self.journal.write(dataclasses.replace(record, users=others))
+                return
+            assert record.attachment is not None
+            # refused by the kernel while the device or a partition of it is mounted anywhere, in any namespace
+            with block.exclusive(record.attachment.device):
+                pass
+            self._undo(record)
+
+    def _undo(self, record: Record) -> None:
+        """Take away whatever a record describes, however far its maker came, and the record last."""
+        if record.boot != self._boot:
+            self.journal.remove(record.id)  # the devices went with the boot
+            return
+        ledger = _JournalLedger(self.journal, dataclasses.replace(record, state=State.UNMAPPING))
+        ledger.change()
+        transports = self._transports(ledger)
+        problem: MapperError | None = None
+        try:
+            self.registry.unmap(record.disk, record.attachment, transports)
+        except MapperError as error:
+            problem = error
+        transports.release()  # what the plugin forgot, or all of it when the plugin is gone by now
+        if problem is not None and not record.resources:
+            raise problem
+        self.journal.remove(record.id)
+
+    # --- reconcile ---
+
+    def repair(self, record_id: str) -> bool:
+        """Finish or undo a record that a crash left half done; ``True`` when there was something to do.
+
+        :raises Busy: a process works on it, so it is not a left-over.
+        """
+        with self.lock(record_id):
+            record = self.journal.read(record_id)
+            if record is None or self._is_live(record):
+                return False
+            self._undo(record)
+            return True
+
+    # --- helpers ---
+
+    def lock(self, record_id: str) -> contextlib.AbstractContextManager[object]:
+        """Lock one disk against other processes.
+
+        :raises Busy: another process has the lock.
+        """
+        return locks.try_lock(f"{self.runtime.locks}/{record_id}")
+
+    def _transports(self, ledger: _JournalLedger) -> Transports:
+        return Transports(Scope(ledger, f"{self.runtime.exports}/{ledger.id}", self.runtime.locks))
+
+    def _is_live(self, record: Record) -> bool:
+        """Say whether a record describes a finished mapping that the kernel still has."""
+        return (
+            record.state == State.MAPPED
+            and record.boot == self._boot
+            and record.attachment is not None
+            and self._owns_device(record)
+        )
+
+    def _owns_device(self, record: Record) -> bool:
+        assert record.attachment is not None
+        return nodes.is_attached(record.attachment.device, record.resources)
+
+    def _find(self, target: str) -> Record | None:
+        if not target.startswith("/"):
+            return (
+                self.journal.read(target)
+                if "/" not in target and target in self.journal.ids()
+                else self._find_source(target)
+            )
+        for record in self.journal.records():
+            if record.attachment is None:
+                continue
+            partitions = record.table.partitions if record.table else ()
+            if os.path.realpath(target) in {record.attachment.device, *(partition.device for partition in partitions)}:
+                return record
+        try:
+            return self.journal.read(identify(Disk(target, "")).id)
+        except MapperError:
+            return self._find_source(target)  # the image is gone, the mapping is not (M-20)
+
+    def _find_source(self, target: str) -> Record | None:
+        real = os.path.realpath(target) if target.startswith("/") else target
+        return next((record for record in self.journal.records() if record.disk.source in (target, real)), None)
+
+
+class _JournalLedger:
+    """A journal record that is written each time it changes."""
+
+    def __init__(self, journal: Journal, record: Record) -> None:
+        self._journal = journal
+        self.value = record
+
+    @property
+    def id(self) -> str:
+        return self.value.id
+
+    @property
+    def resources(self) -> tuple[Resource, ...]:
+        return self.value.resources
+
+    def change(self, **values: object) -> None:
+        self.value = dataclasses.replace(self.value, **values)  # type: ignore[arg-type]
+        self._journal.write(self.value)
+
+    def record(self, resource: Resource) -> None:
+        self.change(resources=(*self.value.resources, resource))
+
+    def forget(self, resource: Resource) -> None:
+        self.change(resources=tuple(item for item in self.value.resources if item != resource))
+
+
+def _as_mapped(record: Record) -> MappedDisk:
+    assert record.attachment is not None
+    assert record.table is not None
+    return MappedDisk(
+        id=record.id,
+        disk=record.disk,
+        device=record.attachment.device,
+        transport=record.attachment.transport,
+        access=record.options.access,
+        size=record.size,
+        table=record.table,
+        users=record.users,
+    )
+
+
+def _refuse_foreign_device(target: str) -> None:
+    """A device that somebody else mapped is not ours to take away; a path that is no device is simply not mapped."""
+    if target.startswith("/dev/") and nodes.has_medium(target):
+        raise NotMapped(
+            "this device was not mapped by Mapper", subject=target, hint="release it with the tool that made it"
+        )

@@ -1,0 +1,99 @@
+"""Partition device nodes: the kernel is told what userspace has parsed.
+
+The table is parsed here and not by the kernel, so that the answer is the same on every kernel (also one without
+partition support), and handed over with BLKPG ioctls: ``/dev/loop0p1`` exists when the call returns, without a race against
+udev or the kernel's own asynchronous scan (M-04, M-09, M-11).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from mapper_core.errors import KernelError, NotFound
+from mapper_core.linux import blkpg, block, loop
+from mapper_core.model import PartitionTable
+from mapper_core.partitions.reader import ReadAt, file_reader
+from mapper_core.resources import LoopResource, Resource
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceReader:
+    """An open device or file.
+
+    :param size: bytes.
+    :param sector_size: logical sector size, bytes.
+    """
+
+    read: ReadAt
+    size: int
+    sector_size: int
+
+
+@contextmanager
+def reader(device: str) -> Iterator[DeviceReader]:
+    """Open a device or a regular file for reading."""
+    fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        found = os.fstat(fd)
+        if stat.S_ISBLK(found.st_mode):
+            yield DeviceReader(file_reader(fd), block.size(fd), block.logical_sector_size(fd))
+        else:
+            yield DeviceReader(file_reader(fd), found.st_size, 512)
+    finally:
+        os.close(fd)
+
+
+def add(device: str, table: PartitionTable) -> PartitionTable:
+    """Make the partitions of a table known to the kernel; return the table with their nodes.
+
+    A kernel that has scanned the device by itself (nbd with ``max_part``) may know them already; what it knows must then
+    be the same, else it is replaced.
+
+    :raises KernelError: the kernel refuses a partition.
+    """
+    if table.scheme == "none":
+        whole = tuple(dataclasses.replace(partition, device=device) for partition in table.partitions)
+        return dataclasses.replace(table, partitions=whole)
+    wanted = {partition.number: (partition.start, partition.size) for partition in table.partitions}
+    known = {number: (start, size) for number, start, size in block.kernel_partitions(device)}
+    fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        for number in [number for number in known if known[number] != wanted.get(number)]:
+            blkpg.delete(fd, number)
+            del known[number]
+        for number in [number for number in wanted if number not in known]:
+            try:
+                blkpg.add(fd, number, *wanted[number])
+            except OSError as error:
+                raise KernelError(
+                    f"the kernel refuses partition {number}: {error.strerror}", errno=error.errno or 0, subject=device
+                ) from error
+    finally:
+        os.close(fd)
+    nodes = []
+    for partition in table.partitions:
+        node = blkpg.ensure_partition_node(device, partition.number)
+        nodes.append(dataclasses.replace(partition, device=node))
+    return dataclasses.replace(table, partitions=tuple(nodes))
+
+
+def is_attached(device: str, resources: tuple[Resource, ...]) -> bool:
+    """Say whether a device still carries what the journal says (never judged by its name alone)."""
+    for resource in resources:
+        if isinstance(resource, LoopResource):
+            status = loop.status(device)
+            return status is not None and status.tag == resource.tag
+    return has_medium(device)
+
+
+def has_medium(device: str) -> bool:
+    """Say whether a block device node exists and has a size."""
+    try:
+        return int(block.read_attribute(f"{block.sysfs_directory(block.device_number(device))}/size")) > 0
+    except (NotFound, OSError):
+        return False

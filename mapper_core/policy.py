@@ -1,0 +1,114 @@
+"""What the core checks for every plugin, so that no plugin can forget it."""
+
+from __future__ import annotations
+
+import os
+
+from mapper_core import formats
+from mapper_core.errors import (
+    BackingFileMissing,
+    CorruptImage,
+    ForbiddenReference,
+    FormatMismatch,
+    ReadOnlyImage,
+    Refused,
+    UnsafePath,
+    UnsupportedFormat,
+)
+from mapper_core.model import Access, Disk, ImageInfo, MapOptions
+
+#: Bytes that are read to recognise a format; enough for a tar header.
+HEADER_BYTES = 4096
+
+
+def read_header(path: str) -> bytes:
+    """Return the first bytes of an image.
+
+    :raises UnsafePath: it cannot be opened.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except OSError as error:
+        raise UnsafePath(f"the image cannot be opened: {error.strerror}", subject=path) from error
+    try:
+        return os.pread(fd, HEADER_BYTES, 0)
+    finally:
+        os.close(fd)
+
+
+def check_declared_format(disk: Disk) -> None:
+    """Compare the declared format with the first bytes of the file.
+
+    The declaration wins over the content: a raw disk whose guest wrote a qcow2 header into it is refused, not reinterpreted (S-01).
+
+    :raises UnsupportedFormat: the file is a compressed stream or an archive (M-22).
+    :raises FormatMismatch: the file is an image of another format.
+    """
+    found = formats.identify(read_header(disk.source))
+    if found == disk.format:
+        return
+    if found in formats.STREAMS:
+        raise UnsupportedFormat(
+            f"the image is a {found} stream, not {disk.format}", subject=disk.source, hint=formats.remedy(found)
+        )
+    if found != "raw":
+        raise FormatMismatch(
+            f"the image is declared as {disk.format} but its content is {found}",
+            subject=disk.source,
+            hint=f"declare it as {found}, or convert it to {disk.format}",
+        )
+    if disk.format in formats.KNOWN:
+        raise FormatMismatch(
+            f"the image is declared as {disk.format} but has no {disk.format} header",
+            subject=disk.source,
+            hint="declare the format it really has (raw?), or look whether the file is damaged",
+        )
+
+
+def check_image(disk: Disk, image: ImageInfo, options: MapOptions) -> None:
+    """Check what a plugin read from a header against what the caller allows.
+
+    :raises ForbiddenReference: a file that the image names lies elsewhere than in the image's directory and ``disk.allowed_dirs``.
+    :raises ReadOnlyImage: write access to a variant that has none.
+    :raises Refused: the disk is larger than allowed (S-19).
+    """
+    if image.virtual_size <= 0:
+        raise CorruptImage("the image has no size", subject=disk.source)
+    if options.max_virtual_size is not None and image.virtual_size > options.max_virtual_size:
+        raise Refused(
+            f"the disk has {image.virtual_size} bytes, more than the allowed {options.max_virtual_size}",
+            subject=disk.source,
+            hint="raise the limit if the size is right",
+        )
+    if not image.writable and options.access is Access.READ_WRITE:
+        raise ReadOnlyImage(
+            f"images of the variant {image.variant} can only be read",
+            subject=disk.source,
+            hint="map it read-only (--read-only)",
+        )
+    for layer in image.chain():
+        for reference in layer.references:
+            check_reference(disk, layer, reference.path, reference.written)
+
+
+def check_reference(disk: Disk, layer: ImageInfo, path: str, written: str) -> None:
+    """Check one file that an image names.
+
+    :raises BackingFileMissing: it does not exist.
+    :raises ForbiddenReference: it lies outside of the allowed directories.
+    """
+    real = os.path.realpath(path)
+    if not os.path.exists(real):
+        raise BackingFileMissing(f"it needs {written!r}, which does not exist", subject=layer.path)
+    allowed = (os.path.dirname(os.path.realpath(disk.source)), *disk.allowed_dirs)
+    if not any(is_below(real, os.path.realpath(directory)) for directory in allowed):
+        raise ForbiddenReference(
+            f"it refers to {real}, which is outside of the allowed directories",
+            subject=layer.path,
+            hint="if that file belongs to the image, allow its directory (--allow-dir)",
+        )
+
+
+def is_below(path: str, directory: str) -> bool:
+    """Say whether a path lies in a directory, by components: ``/a/bc`` is not below ``/a/b``."""
+    return directory == "/" or path == directory or path.startswith(directory.rstrip("/") + "/")

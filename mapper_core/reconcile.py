@@ -1,0 +1,161 @@
+"""Clean up after crashes: everything the journal describes is either finished and wanted, or taken away.
+
+Nothing is guessed. A record that a crash left half done is undone; a tree or a mapping whose owner is gone is released; what is in use is left and reported.
+Owners say themselves whether they are alive: an entry point in the group ``mapper.owners``, named like the part of
+the user name before the first ``:``, is a function ``is_alive(user: str) -> bool``.
+"""
+
+from __future__ import annotations
+
+import enum
+import importlib
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mapper_core.errors import Busy, MapperError
+from mapper_core.journal import Record, State
+from mapper_core.mapping import Mapper
+from mapper_core.registry import installed
+from mapper_core.tree import mounted
+from mapper_core.tree.record import TreeRecord
+
+OWNER_GROUP = "mapper.owners"
+
+
+class Mode(enum.Enum):
+    """Whether to act."""
+
+    REPAIR = "repair"
+    DRY_RUN = "dry-run"
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One thing that was, or would be, done.
+
+    :param kind: ``disk`` or ``tree``.
+    :param subject: image or directory.
+    :param outcome: what happened, for people.
+    """
+
+    kind: str
+    subject: str
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What reconcile did.
+
+    :param actions: what was put in order.
+    :param problems: what could not be, and why.
+    """
+
+    actions: tuple[Action, ...]
+    problems: tuple[Action, ...]
+
+
+def reconcile(mapper: Mapper, mode: Mode = Mode.REPAIR) -> Report:
+    """Put the whole node in order; run it as often as you like."""
+    actions: list[Action] = []
+    problems: list[Action] = []
+    alive = _Owners()
+
+    def attempt(kind: str, subject: str, reason: str, repair: Callable[[], object]) -> None:
+        if mode is Mode.DRY_RUN:
+            actions.append(Action(kind, subject, f"would be released: {reason}"))
+            return
+        try:
+            repair()
+        except (MapperError, OSError) as error:
+            problems.append(Action(kind, subject, f"{reason}, but {error}"))
+        else:
+            actions.append(Action(kind, subject, f"released: {reason}"))
+
+    for tree in mounted.records(mapper):
+        if reason := _why_tree_goes(mapper, tree, alive):
+            attempt("tree", tree.directory, reason, lambda tree=tree: mounted.dismantle(mapper, tree))  # type: ignore[misc]
+    for key in mapper.journal.ids():
+        try:
+            record = mapper.journal.read(key)
+        except MapperError as error:
+            problems.append(Action("disk", key, str(error)))
+            continue
+        if record is not None:
+            _reconcile_disk(mapper, record, alive, attempt)
+    if mode is Mode.REPAIR:
+        _remove_temporary_files(mapper)
+    return Report(tuple(actions), tuple(problems))
+
+
+def _why_tree_goes(mapper: Mapper, tree: TreeRecord, alive: _Owners) -> str:
+    if not tree.complete:
+        try:
+            with mounted.lock(mapper, tree.directory):
+                return "it was never finished"
+        except Busy:
+            return ""  # somebody is at it
+    if mapper.journal.read(tree.disk_id) is None:
+        return "its disk is gone"
+    return "" if alive(tree.owner) else f"its owner {tree.owner} is gone"
+
+
+def _reconcile_disk(
+    mapper: Mapper, record: Record, alive: _Owners, attempt: Callable[[str, str, str, Callable[[], object]], None]
+) -> None:
+    source = record.disk.source
+    if record.state != State.MAPPED:
+        try:
+            with mapper.lock(record.id):
+                pass
+        except Busy:
+            return  # a process is at work
+        attempt("disk", source, f"a crash left it {record.state}", lambda: mapper.repair(record.id))
+    elif mapper.find(record.id) is None:
+        attempt("disk", source, "its device is gone", lambda: mapper.repair(record.id))
+    else:
+        for user in record.users:
+            if _is_tree_without_record(mapper, user):
+                attempt(
+                    "disk", source, f"the tree {user} is gone", lambda user=user: mapper.unmap(record.id, user=user)
+                )  # type: ignore[misc]
+            elif not alive(user):
+                attempt(
+                    "disk", source, f"its user {user} is gone", lambda user=user: mapper.unmap(record.id, user=user)
+                )  # type: ignore[misc]
+
+
+def _is_tree_without_record(mapper: Mapper, user: str) -> bool:
+    prefix, _, directory = user.partition(":")
+    return prefix == mounted.USER_PREFIX and mounted.find(mapper, directory) is None
+
+
+class _Owners:
+    """Asks the owners' own functions; one without a function is taken to be alive."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Callable[[str], bool] | None] = {}
+
+    def __call__(self, user: str) -> bool:
+        prefix, separator, rest = user.partition(":")
+        if prefix == "pid" and separator:
+            return os.path.exists(f"/proc/{rest}") if re.fullmatch(r"[0-9]+", rest) else False
+        if not separator:
+            return True
+        if prefix not in self._known:
+            entries = {entry.name: entry.module for entry in installed(OWNER_GROUP)}
+            module = entries.get(prefix)
+            self._known[prefix] = importlib.import_module(module).is_alive if module else None
+        is_alive = self._known[prefix]
+        return True if is_alive is None else is_alive(user)
+
+
+def _remove_temporary_files(mapper: Mapper) -> None:
+    """Remove half-written journal files of processes that are gone."""
+    for directory in (mapper.runtime.disks, mapper.runtime.trees):
+        for name in os.listdir(directory):
+            match = re.fullmatch(r"\..*\.json\.([0-9]+)", name)
+            if match and not os.path.exists(f"/proc/{match.group(1)}"):
+                os.unlink(f"{directory}/{name}")

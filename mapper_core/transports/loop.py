@@ -1,0 +1,98 @@
+"""Transport ``loop``: a file is bound to a loop device by one ioctl, without any process."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from mapper_core.errors import ForbiddenReference, ImageInUse, ReadOnlyImage
+from mapper_core.identity import id_of
+from mapper_core.linux import image_locks, loop
+from mapper_core.model import Access, Attachment
+from mapper_core.resources import LoopResource, Resource
+from mapper_core.transports.base import Availability, Scope
+from mapper_core.transports.blockgraph import BlockNode
+
+
+class LoopTransport:
+    """See the module."""
+
+    name = "loop"
+
+    def availability(self) -> Availability:
+        """Works wherever ``/dev/loop-control`` is."""
+        if not os.path.exists("/dev/loop-control"):
+            return Availability("the kernel has no loop device (/dev/loop-control is missing)", "run: modprobe loop")
+        return Availability()
+
+    def accepts(self, node: BlockNode) -> bool:
+        """Only bytes as they are: no format, no backing file."""
+        return node.driver == "raw" and node.backing is None and node.data_file is None
+
+    def attach(self, node: BlockNode, access: Access, scope: Scope) -> Attachment:
+        """Bind the file.
+
+        :raises ImageInUse: another program has locked it, or another loop device writes to it.
+        :raises ReadOnlyImage: write access is asked for and not permitted (U-06).
+        """
+        fd = open_image(node.filename, access)
+        try:
+            found = os.fstat(fd)
+            if scope.ledger.id != (now := id_of(found, node.filename)):
+                raise ForbiddenReference(
+                    f"the file was replaced while it was being mapped (was {scope.ledger.id}, is {now})",
+                    subject=node.filename,
+                )
+            if access is Access.READ_WRITE:
+                _refuse_if_in_use(fd, found, node.filename)
+            return self.bind(fd, access, scope)
+        finally:
+            os.close(fd)
+
+    def bind(self, fd: int, access: Access, scope: Scope) -> Attachment:
+        """Bind an open file; shared with transports that make a file first."""
+        resource = LoopResource(f"mapper:{scope.ledger.id}")
+        scope.ledger.record(resource)
+        device = loop.attach(fd, access=access, tag=resource.tag, direct_io=True)
+        return Attachment(device.path, self.name)
+
+    def release(self, resource: Resource, scope: Scope) -> None:
+        """Unbind every loop device with our tag (there can only be one)."""
+        assert isinstance(resource, LoopResource)
+        for device in loop.find(resource.tag):
+            loop.detach(device.path, tag=resource.tag)
+
+
+def open_image(path: str, access: Access) -> int:
+    """Open an image file or block device, never blocking on a FIFO; return the descriptor.
+
+    :raises ReadOnlyImage: write access is not permitted; it is never downgraded in silence.
+    """
+    flags = os.O_RDONLY if access is Access.READ_ONLY else os.O_RDWR
+    try:
+        return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and access is Access.READ_WRITE:
+            raise ReadOnlyImage(
+                f"the image cannot be opened for writing: {error.strerror}",
+                subject=path,
+                hint="check mode, owner and mount options of the datastore (root squash on NFS?), or map it read-only",
+            ) from error
+        raise
+
+
+def _refuse_if_in_use(fd: int, found: os.stat_result, path: str) -> None:
+    if holder := image_locks.foreign_lock(fd):
+        raise ImageInUse(
+            f"the image is locked by {holder}",
+            subject=path,
+            hint="a virtual machine or a qemu tool uses it; stop that first, or map read-only",
+        )
+    for status in loop.list_devices():
+        if not status.read_only and (status.backing_device, status.backing_inode) == (found.st_dev, found.st_ino):
+            device = status.device.path
+            raise ImageInUse(
+                f"the image is bound to {device} already",
+                subject=path,
+                hint=f"look at it with: losetup --list {device}",
+            )

@@ -1,0 +1,139 @@
+"""Transport ``nbd``: the kernel's network block device, served by qemu-nbd on a unix socket."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from mapper_core.errors import Busy, CommandFailed, DeadlineExceeded, DeviceBusy, ImageInUse, NoFreeDevice, NotFound
+from mapper_core.linux import block, locks, process_info, uevents
+from mapper_core.model import Access, Attachment
+from mapper_core.process import find_program, run
+from mapper_core.resources import NbdResource, Resource
+from mapper_core.transports.base import Availability, Scope
+from mapper_core.transports.blockgraph import BlockNode, to_file_name
+
+PROGRAM = "qemu-nbd"
+START_SECONDS = 30
+STOP_SECONDS = 60
+
+
+class NbdTransport:
+    """See the module."""
+
+    name = "nbd"
+
+    def availability(self) -> Availability:
+        """Needs the kernel module and the program."""
+        if not os.path.isdir("/sys/block/nbd0"):
+            return Availability("the kernel module nbd is not loaded", "run: modprobe nbd nbds_max=256")
+        if find_program(PROGRAM) is None:
+            return Availability(f"{PROGRAM} is not installed", "install the package qemu-utils")
+        return Availability()
+
+    def accepts(self, node: BlockNode) -> bool:
+        """Whatever qemu has a driver for."""
+        return bool(node.driver)
+
+    def attach(self, node: BlockNode, access: Access, scope: Scope) -> Attachment:
+        """Take a free device under its lock and connect it.
+
+        The lock is held from the choice until the kernel shows the connection, so that no other process of ours can
+        choose the same device (M-05); a device that anybody else holds fails the exclusive open (M-07, M-10).
+
+        :raises NoFreeDevice: all are in use.
+        """
+        with contextlib.ExitStack() as stack:
+            device = _take_free_device(scope.locks, stack)
+            resource = NbdResource(device, scope.directory)
+            scope.ledger.record(resource)
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(scope.directory, 0o700)
+            read_only = ("--read-only",) if access is Access.READ_ONLY else ()
+            try:
+                run(
+                    (
+                        PROGRAM,
+                        f"--connect={device}",
+                        "--fork",
+                        f"--pid-file={scope.directory}/pid",
+                        f"--socket={scope.directory}/nbd.sock",
+                        "--cache=none",
+                        "--discard=unmap",
+                        *read_only,
+                        to_file_name(node, access),
+                    ),
+                    timeout=START_SECONDS,
+                    subject=node.filename,
+                )  # fmt: skip
+            except CommandFailed as error:
+                if '" lock' in error.stderr:
+                    raise ImageInUse("the image is locked by another program", subject=node.filename) from error
+                raise
+            # --fork returns when the server runs; the kernel is connected by another thread of it
+            with uevents.listen() as events:
+                if not events.wait_until(lambda: _connected(device), START_SECONDS):
+                    raise DeadlineExceeded(
+                        f"{device} was not connected within {START_SECONDS} s", subject=node.filename
+                    )
+        return Attachment(device, self.name)
+
+    def release(self, resource: Resource, scope: Scope) -> None:
+        """Disconnect; true only when sysfs shows neither a server nor a size (M-08)."""
+        assert isinstance(resource, NbdResource)
+        device = resource.device
+        servers = process_info.find_by_argument(PROGRAM, f"--pid-file={resource.directory}/pid")
+        if servers and _connected(device):
+            with block.exclusive(device):
+                pass
+            run((PROGRAM, f"--disconnect={device}"), timeout=START_SECONDS, subject=device)
+            with uevents.listen() as events:
+                if not events.wait_until(lambda: not _connected(device), STOP_SECONDS):
+                    raise DeviceBusy(
+                        f"{device} is still connected {STOP_SECONDS} s after it was told to disconnect", subject=device
+                    )
+        for server in servers:
+            process_info.terminate(server.pid, server.start_time)
+            process_info.wait_gone(server.pid, server.start_time, STOP_SECONDS)
+        for name in ("pid", "nbd.sock"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{resource.directory}/{name}")
+        with contextlib.suppress(FileNotFoundError):
+            os.rmdir(resource.directory)
+
+
+def _take_free_device(lock_directory: str, stack: contextlib.ExitStack) -> str:
+    numbers = sorted(
+        int(name[3:]) for name in os.listdir("/sys/block") if name.startswith("nbd") and name[3:].isdigit()
+    )
+    for number in numbers:
+        device = f"/dev/nbd{number}"
+        if _connected(device):
+            continue
+        attempt = contextlib.ExitStack()
+        try:
+            attempt.enter_context(locks.try_lock(f"{lock_directory}/nbd{number}"))
+            if _connected(device):
+                raise Busy("taken meanwhile", subject=device)
+            with block.exclusive(device):
+                pass
+        except (Busy, NotFound):
+            attempt.close()
+            continue
+        stack.enter_context(attempt)
+        return device
+    raise NoFreeDevice(
+        f"all {len(numbers)} nbd devices are in use", hint="load the module with more: modprobe nbd nbds_max=256"
+    )
+
+
+def _connected(device: str) -> bool:
+    """Say whether the kernel has a server for the device, or still remembers its size."""
+    name = os.path.basename(device)
+    if os.path.exists(f"/sys/block/{name}/pid"):
+        return True
+    try:
+        with open(f"/sys/block/{name}/size", encoding="ascii") as file:
+            return int(file.read()) != 0
+    except FileNotFoundError:
+        return False

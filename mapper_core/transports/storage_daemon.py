@@ -1,0 +1,136 @@
+"""Transport ``storage_daemon``: qemu-storage-daemon exports the disk as a FUSE file, and a loop device is bound to that.
+
+For hosts whose kernel has no nbd. One daemon for each mapping, so that the end of one takes no other disk with it.
+
+The FUSE export of qemu up to 7.2 at least corrupts data when two writes are in flight: ``fuse_write()`` polls while its
+data is still in a buffer that the next request overwrites. One request at a time on the FUSE connection
+(``max_background`` of fusectl, see Documentation/filesystems/fuse.rst) avoids it; it is set before the first byte is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+
+from mapper_core.errors import CommandFailed, ImageInUse, KernelError
+from mapper_core.linux import fuse, mountinfo, mounts, process_info
+from mapper_core.model import Access, Attachment
+from mapper_core.process import find_program, run
+from mapper_core.resources import DaemonResource, Resource
+from mapper_core.transports.base import Availability, Scope
+from mapper_core.transports.blockgraph import ROOT_NODE, BlockNode, to_json
+from mapper_core.transports.loop import LoopTransport
+
+PROGRAM = "qemu-storage-daemon"
+START_SECONDS = 30
+STOP_SECONDS = 60  # it writes its caches back
+
+
+class StorageDaemonTransport:
+    """See the module."""
+
+    name = "storage_daemon"
+
+    def __init__(self, loop: LoopTransport) -> None:
+        self._loop = loop
+
+    def availability(self) -> Availability:
+        """Needs the program, FUSE, fusectl and loop."""
+        if find_program(PROGRAM) is None:
+            return Availability(f"{PROGRAM} is not installed", "install the package qemu-system-common")
+        if not os.path.exists("/dev/fuse"):
+            return Availability("the kernel has no FUSE (/dev/fuse is missing)", "run: modprobe fuse")
+        return self._loop.availability()
+
+    def accepts(self, node: BlockNode) -> bool:
+        """Whatever qemu has a driver for."""
+        return bool(node.driver)
+
+    def attach(self, node: BlockNode, access: Access, scope: Scope) -> Attachment:
+        """Start the daemon, limit it to one request, bind its file.
+
+        :raises ImageInUse: qemu's own image lock is held by another program.
+        """
+        resource = DaemonResource(scope.directory)
+        scope.ledger.record(resource)
+        export = _make_directory(scope.directory)
+        writable = "on" if access is Access.READ_WRITE else "off"
+        try:
+            run(
+                (
+                    PROGRAM,
+                    "--daemonize",
+                    "--pidfile", _pid_file(scope.directory),
+                    "--blockdev", json.dumps(to_json(node, access)),
+                    "--export", f"type=fuse,id=disk,node-name={ROOT_NODE},mountpoint={export},writable={writable},allow-other=off",
+                ),
+                timeout=START_SECONDS,
+                subject=node.filename,
+            )  # fmt: skip
+        except CommandFailed as error:
+            raise _explain(error, node) from error
+        # --daemonize returns when the export is mounted (qemu 7.2): there is nothing to wait for
+        fuse.limit_background(export)
+        fd = os.open(export, (os.O_RDONLY if access is Access.READ_ONLY else os.O_RDWR) | os.O_CLOEXEC)
+        try:
+            attachment = self._loop.bind(fd, access, scope)
+        finally:
+            os.close(fd)
+        return Attachment(attachment.device, self.name)
+
+    def release(self, resource: Resource, scope: Scope) -> None:
+        """End the daemon and remove its files. The loop device, recorded later, is gone by now."""
+        assert isinstance(resource, DaemonResource)
+        _stop(resource.directory)
+        _unmount_export(resource.directory)
+        _remove_directory(resource.directory)
+
+
+def _make_directory(directory: str) -> str:
+    """Create the directory and the file on which the export is mounted; return that file."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(directory, 0o700)
+    export = f"{directory}/disk"
+    os.close(os.open(export, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+    return export
+
+
+def _pid_file(directory: str) -> str:
+    return f"{directory}/pid"
+
+
+def _stop(directory: str) -> None:
+    """End the daemon of a directory; it flushes and closes the image on SIGTERM."""
+    for process in process_info.find_by_argument(PROGRAM, _pid_file(directory)):
+        process_info.terminate(process.pid, process.start_time)
+        process_info.wait_gone(process.pid, process.start_time, STOP_SECONDS)
+
+
+def _unmount_export(directory: str) -> None:
+    """Unmount what a daemon that was killed left behind; one that ended by itself has done that."""
+    export = f"{directory}/disk"
+    for entry in mountinfo.at(export):
+        mounts.unmount(entry.target)
+
+
+def _remove_directory(directory: str) -> None:
+    for name in ("disk", "pid"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{directory}/{name}")
+    try:
+        os.rmdir(directory)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise KernelError(f"cannot be removed: {error.strerror}", errno=error.errno or 0, subject=directory) from error
+
+
+def _explain(error: CommandFailed, node: BlockNode) -> CommandFailed | ImageInUse:
+    if '" lock' in error.stderr or "lock on" in error.stderr:
+        return ImageInUse(
+            "the image is locked by another program",
+            subject=node.filename,
+            hint="a virtual machine or a qemu tool uses it (or an image on top of it); stop that first",
+        )
+    return error

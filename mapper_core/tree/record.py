@@ -1,0 +1,76 @@
+"""The journal of mounted trees: one JSON file for each directory, in ``<runtime>/trees``."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from dataclasses import dataclass
+
+from mapper_core.journal import read_json, remove_json, write_json
+
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class TreeRecord:
+    """A tree that is, or is about to be, mounted.
+
+    :param directory: real path of the directory it is mounted on.
+    :param disk_id: key of the mapping under it.
+    :param owner: who asked for it.
+    :param boot: boot in which it was made.
+    :param complete: whether all its mounts were made.
+    :param own_directory: whether the directory was made for the tree and goes with it.
+    :param devices: block devices of the disk (the sources of the tree's mounts).
+    :param targets: mount points inside the tree, parents first.
+    """
+
+    directory: str
+    disk_id: str
+    owner: str
+    boot: str
+    complete: bool = False
+    own_directory: bool = False
+    devices: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+
+
+def path_of(trees: str, directory: str) -> str:
+    """Return the file of a directory's record."""
+    return f"{trees}/{key_of(directory)}.json"
+
+
+def key_of(directory: str) -> str:
+    """Return a file name for a directory."""
+    return hashlib.sha256(os.fsencode(directory)).hexdigest()[:32]
+
+
+def write(trees: str, record: TreeRecord) -> None:
+    """Make the record durable."""
+    write_json(path_of(trees, record.directory), {"version": VERSION, **dataclasses.asdict(record)})
+
+
+def read(trees: str, directory: str) -> TreeRecord | None:
+    """Return the record of a directory, or ``None``."""
+    return _read(path_of(trees, directory))
+
+
+def read_all(trees: str) -> tuple[TreeRecord, ...]:
+    """Return all records, in the order of their directories."""
+    names = sorted(name for name in os.listdir(trees) if name.endswith(".json"))
+    found = (_read(f"{trees}/{name}") for name in names)
+    return tuple(sorted((record for record in found if record is not None), key=lambda record: record.directory))
+
+
+def remove(trees: str, directory: str) -> None:
+    """Forget a directory's record."""
+    remove_json(path_of(trees, directory))
+
+
+def _read(path: str) -> TreeRecord | None:
+    data = read_json(path, VERSION)
+    if data is None:
+        return None
+    values = {field.name: data[field.name] for field in dataclasses.fields(TreeRecord)}
+    return TreeRecord(**{**values, "devices": tuple(data["devices"]), "targets": tuple(data["targets"])})

@@ -1,0 +1,35 @@
+"""Mapper plugin for raw images: the file's bytes are the disk's bytes."""
+
+from __future__ import annotations
+
+import os
+
+from mapper_core import Attachment, BlockNode, Disk, ImageInfo, MapOptions, Transports, hookimpl
+from mapper_core.errors import TruncatedImage
+
+MAPPER_API = (1, 1)
+
+
+@hookimpl
+def inspect(disk: Disk) -> ImageInfo:
+    """Size is all there is to know; an end that is no full sector is not part of the disk, as for a loop device."""
+    fd = os.open(disk.source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+    try:
+        size = os.lseek(fd, 0, os.SEEK_END)  # unlike st_size right for block devices too
+    finally:
+        os.close(fd)
+    if size < 512:
+        raise TruncatedImage(f"a raw disk of {size} bytes has not even one sector", subject=disk.source)
+    return ImageInfo(path=disk.source, format="raw", virtual_size=size // 512 * 512, file_size=size)
+
+
+@hookimpl
+def map(disk: Disk, options: MapOptions, transports: Transports) -> Attachment:
+    """``disk.raw`` becomes ``/dev/loop0``."""
+    return transports.attach(BlockNode("raw", disk.source), options)
+
+
+@hookimpl
+def unmap(transports: Transports) -> None:
+    """Take away what ``map`` made."""
+    transports.release()
