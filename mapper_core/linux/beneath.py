@@ -1,8 +1,8 @@
 """Open files of a hostile tree: no name in it can lead out of it (:manpage:`openat2(2)`, kernel 5.6).
 
 The kernel resolves every path as if the root descriptor were ``/``: absolute symbolic links and ``..`` stay inside,
-magic links (``/proc/PID/fd/N``) are refused. What is opened is looked at before it is read: opening a FIFO blocks and opening
-a device node starts its driver.
+magic links (``/proc/PID/fd/N``) are refused. What is opened is looked at before it is read: opening a FIFO blocks and
+opening a device node starts its driver.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def open_in_root(root_fd: int, path: str, flags: int, mode: int = 0) -> int:
 def open_directory_in_root(root_fd: int, path: str, *, create: int | None = None) -> int:
     """Open a directory inside a tree as ``O_PATH``, such as the target of a mount.
 
-    :param create: permissions for the directories that are missing, made one by one inside the tree; ``None``: make none.
+    :param create: permissions for the directories that are missing, made one by one inside the tree; ``None``: make
+        none.
     :raises NotFound: when it is missing and ``create`` is ``None``.
     :raises UnsafePath: as :func:`open_in_root`, and when a component is a file or a dangling link.
     :raises KernelError: for all else, such as EROFS.

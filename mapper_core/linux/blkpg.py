@@ -1,8 +1,9 @@
 """Tell the kernel about partitions, one by one (BLKPG ioctl, include/uapi/linux/blkpg.h).
 
-The nodes exist when the call returns (devtmpfs makes them synchronously), whether or not udev runs and whether or not the
-kernel can parse partition tables itself. Works on loop devices without LO_FLAGS_PARTSCAN on 5.15, 6.1 and later; not on
-5.17 and 5.18, which answer EINVAL. Partitions made here stay when a loop device is detached without deleting them.
+The nodes exist when the call returns (devtmpfs makes them synchronously), whether or not udev runs and whether or not
+the kernel can parse partition tables itself. Works on loop devices without LO_FLAGS_PARTSCAN on 5.15, 6.1 and later;
+not on 5.17 and 5.18, which answer EINVAL. Partitions made here stay when a loop device is detached without deleting
+them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ _ADD_PARTITION = 1
 _DELETE_PARTITION = 2
 _RESIZE_PARTITION = 3
 
-# struct blkpg_partition { long long start, length; int pno; char devname[64]; char volname[64]; }; the names are ignored.
+# struct blkpg_partition { long long start, length; int pno; char devname[64]; char volname[64]; }; the names are
+# ignored.
 _PARTITION = struct.Struct("=qqi64s64s4x")
 # struct blkpg_ioctl_arg { int op, flags, datalen; void *data; } with the padding of 64-bit machines.
 _ARGUMENT = struct.Struct("=iii4xQ")
@@ -38,8 +40,8 @@ def add(device_fd: int, number: int, start: int, size: int) -> None:
     :param number: partition number, from 1.
     :param start: first byte, a multiple of the logical sector size.
     :param size: length in bytes, a multiple of the logical sector size.
-    :raises OSError: EBUSY when the number exists or the extent overlaps another partition; EINVAL when the extent is not
-        aligned or ends behind the device.
+    :raises OSError: EBUSY when the number exists or the extent overlaps another partition; EINVAL when the extent is
+        not aligned or ends behind the device.
     """
     _blkpg(device_fd, _ADD_PARTITION, number, start, size)
 
@@ -62,9 +64,9 @@ def resize(device_fd: int, number: int, start: int, size: int) -> None:
 
 
 def partition_node(device: str, number: int) -> str:
-    """The node name of a partition: ``p`` stands before the number when the disk name ends in a digit (block/partitions/core.c).
+    """The node name of a partition: ``p`` stands before the number when the disk name ends in a digit.
 
-    ``/dev/sda``, 1 -> ``/dev/sda1``; ``/dev/loop0``, 1 -> ``/dev/loop0p1``.
+    The rule is the kernel's (block/partitions/core.c): ``/dev/sda``, 1 -> ``/dev/sda1``; ``/dev/loop0``, 1 -> ``/dev/loop0p1``.
     """
     return f"{device}p{number}" if device[-1:].isdigit() else f"{device}{number}"
 

@@ -152,8 +152,8 @@ def ensure_node(path: str) -> str:
 def exclusive(path: str) -> Iterator[int]:
     """Hold a block device exclusively: no mount, no device-mapper table, no other exclusive opener.
 
-    Without ``O_CREAT``, ``O_EXCL`` on a block device claims it and all its partitions (:manpage:`open(2)`). Plain readers and
-    writers are not kept out.
+    Without ``O_CREAT``, ``O_EXCL`` on a block device claims it and all its partitions (:manpage:`open(2)`). Plain
+    readers and writers are not kept out.
 
     :returns: a read-only descriptor, closed at the end of the block.
     :raises DeviceBusy: naming those who hold it.
@@ -190,7 +190,8 @@ def wait_for_close(path: str, seconds: float) -> None:
     """Wait until some process closes the device node, at most ``seconds``.
 
     The kernel tells nobody when the last opener of a device is gone; inotify reports closes through this inode only
-    (not those of another ``/dev``, not those of the kernel). So this shortens a wait, and callers look again afterwards.
+    (not those of another ``/dev``, not those of the kernel). So this shortens a wait, and callers look again
+    afterwards.
     """
     import select
 

@@ -5,6 +5,7 @@ It is mounted detached for each call, so nothing has to be mounted on the host a
 
 from __future__ import annotations
 
+import errno
 import os
 
 from mapper_core.errors import DeadlineExceeded, KernelError, NotMapped
@@ -14,10 +15,11 @@ from mapper_core.model import Access
 
 
 def limit_background(mount_point: str, *, deadline_seconds: float = 10) -> None:
-    """Let the kernel send at most one background request (direct and asynchronous I/O) at a time to the server of a mount.
+    """Let the kernel send at most one background request (direct and asynchronous I/O) at a time to the server of a
+    mount.
 
-    Cure for servers that corrupt data with two writes in flight, as the FUSE export of qemu 7.2 does. The server sets the limit
-    itself when it answers FUSE_INIT, so this first waits for a request to be answered.
+    Cure for servers that corrupt data with two writes in flight, as the FUSE export of qemu 7.2 does. The server sets
+    the limit itself when it answers FUSE_INIT, so this first waits for a request to be answered.
 
     :param mount_point: the mounted directory or file, symbolic links resolved.
     :raises NotMapped: when no FUSE filesystem is mounted there.
@@ -76,7 +78,8 @@ def _wait_for_server(mount_point: str, seconds: float) -> None:
         abort(mount_point)
         thread.join(seconds)
         raise DeadlineExceeded(f"the FUSE server did not answer within {seconds:g} seconds", subject=mount_point)
-    if failures:
+    # Any answer, even "function not implemented", comes from a server that has answered FUSE_INIT before.
+    if failures and failures[0].errno in (errno.ENOTCONN, errno.ECONNABORTED):
         raise kernel_error(failures[0], "the FUSE server does not answer", subject=mount_point)
 
 

@@ -188,7 +188,7 @@ def _mounts(devices: dict[int, str]) -> Iterator[Holder]:
 
 
 def _filesystems(devices: dict[int, str]) -> Iterator[Holder]:
-    """ext4, xfs, f2fs and others have /sys/fs/TYPE/DEVICE, and btrfs /sys/fs/btrfs/UUID/devices/DEVICE, while mounted."""
+    """While mounted, ext4, xfs and others have /sys/fs/TYPE/DEVICE, and btrfs has /sys/fs/btrfs/UUID/devices/DEVICE."""
     for fstype in _names("/sys/fs"):
         for name in devices.values():
             if os.path.isdir(f"/sys/fs/{fstype}/{name}"):
@@ -207,7 +207,8 @@ def _openers(devices: dict[int, str]) -> Iterator[Holder]:
             path = f"/proc/{pid}/fd/{fd}"
             try:
                 link = os.readlink(path)
-                # stat() on a file of a dead FUSE or NFS server hangs, so only links that look like a device are followed.
+                # stat() on a file of a dead FUSE or NFS server hangs, so only links that look like a device are
+                # followed.
                 if not (link.startswith("/dev/") or link.endswith(names) or link.endswith(" (deleted)")):
                     continue
                 status = os.stat(path)

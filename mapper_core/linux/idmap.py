@@ -22,9 +22,9 @@ def user_namespace(idmap: IdMap) -> int:
     """Make a user namespace with these maps.
 
     A namespace needs a process to be born in. It is cloned with ``sleep(3)`` of the C library as its only code: no
-    line of Python runs in it, so this is safe in a process with threads. It has no signal to its parent, shares the descriptor
-    table (so it keeps no device open longer), is killed and reaped before this returns, and ends by itself after
-    10 seconds if this process is killed meanwhile.
+    line of Python runs in it, so this is safe in a process with threads. It has no signal to its parent, shares the
+    descriptor table (so it keeps no device open longer), is killed and reaped before this returns, and ends by itself
+    after 10 seconds if this process is killed meanwhile.
 
     :returns: descriptor of the namespace; it lives while this or a mount uses it.
     :raises UsageError: when a map is empty, overlapping, or not accepted by the kernel.

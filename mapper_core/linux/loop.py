@@ -1,8 +1,8 @@
 """Loop devices by ioctl (:manpage:`loop(4)`, include/uapi/linux/loop.h).
 
-Everything needed is in one LOOP_CONFIGURE (kernel 5.8): a device is either free or completely set up, whatever moment the
-process is killed at. ``tag`` is stored in ``lo_file_name``, so that :func:`find` gets a device back whose number nobody
-wrote down.
+Everything needed is in one LOOP_CONFIGURE (kernel 5.8): a device is either free or completely set up, whatever moment
+the process is killed at. ``tag`` is stored in ``lo_file_name``, so that :func:`find` gets a device back whose number
+nobody wrote down.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ _CONFIG_TAIL = bytes(64)
 
 TAG_LENGTH = 63
 _CONTROL = "/dev/loop-control"
+_LOST_RACES = 8  # so often the same free number may be busy before a new device is made
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +129,9 @@ def attach(
     until = time.monotonic() + deadline_seconds
     control = _open_control()
     try:
-        last = -1
+        number, lost_races = -1, 0
         while True:
-            number = _free_number(control, last)
+            last, number = number, _free_number(control, add=lost_races >= _LOST_RACES)
             device = LoopDevice(f"/dev/loop{number}", number)
             if _configure(device, [head + wish + _CONFIG_TAIL for wish in wishes]):
                 return device
@@ -140,7 +141,9 @@ def attach(
                     subject=device.path,
                     hint="see `losetup --list`",
                 )
-            last = number
+            lost_races = lost_races + 1 if number == last else 0
+            if lost_races and os.path.exists(device.path):
+                block.wait_for_close(device.path, 0.005)  # somebody is just attaching it, and closes it then
     finally:
         os.close(control)
 
@@ -160,8 +163,8 @@ def list_devices() -> tuple[LoopStatus, ...]:
     found = []
     for number in numbers:
         path = f"/dev/loop{number}"
-        with contextlib.suppress(NotFound):  # detached since the listing
-            state = status(block.ensure_node(path))
+        with contextlib.suppress(NotFound):  # removed since the listing
+            state = status(path if os.path.exists(path) else block.ensure_node(path))
             if state is not None:
                 found.append(state)
     return tuple(found)
@@ -256,13 +259,14 @@ def _open_control() -> int:
         raise kernel_error(error, "cannot ask for a loop device", subject=_CONTROL) from error
 
 
-def _free_number(control: int, last: int) -> int:
-    """The number of a free device; not ``last`` again, if somebody keeps that one busy without attaching it."""
+def _free_number(control: int, *, add: bool) -> int:
+    """The number of a free device; with ``add`` of a new one.
+
+    GET_FREE answers the lowest device that is not attached; for ever the same, if a process holds it open with O_EXCL
+    and never attaches it.
+    """
     try:
-        number = fcntl.ioctl(control, _LOOP_CTL_GET_FREE)
-        if number == last:
-            # GET_FREE answers the lowest unattached device, for ever if a process holds it open with O_EXCL.
-            number = fcntl.ioctl(control, _LOOP_CTL_ADD, -1)
+        number = fcntl.ioctl(control, _LOOP_CTL_ADD, -1) if add else fcntl.ioctl(control, _LOOP_CTL_GET_FREE)
     except OSError as error:
         raise NoFreeDevice(
             f"the kernel has no free loop device: {os.strerror(error.errno or 0)}",
@@ -365,7 +369,10 @@ def _clear(path: str, tag: str) -> OSError | None:
             block.flush(fd)
         except OSError as error:
             lost = error  # a dead server below the image: it must be possible to clean up all the same
-        held = not _clear_open(fd)
+        try:
+            held = not _clear_open(fd)
+        except OSError as error:
+            raise kernel_error(error, "cannot detach the loop device", subject=path) from error
     finally:
         os.close(fd)
     if held:

@@ -94,7 +94,10 @@ def entries(pid: str | int = "self") -> tuple[MountEntry, ...]:
 
 
 def is_below(path: str, directory: str) -> bool:
-    """Whether ``path`` lies strictly below ``directory``, by whole components: ``/x/disk.10`` is not below ``/x/disk.1``."""
+    """Whether ``path`` lies strictly below ``directory``.
+
+    Whole components are compared: ``/x/disk.10`` is not below ``/x/disk.1``.
+    """
     prefix = "/" if directory == "/" else directory + "/"
     return path != directory and path.startswith(prefix)
 

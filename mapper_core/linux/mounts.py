@@ -129,8 +129,8 @@ def new_filesystem(
 def clone_tree(source: int | str, *, recursive: bool) -> int:
     """A detached copy of a mount (a bind mount that is not attached anywhere yet).
 
-    :param source: descriptor of a directory or file (``O_PATH`` is enough), or a path whose last component is not followed
-        if it is a symbolic link.
+    :param source: descriptor of a directory or file (``O_PATH`` is enough), or a path whose last component is not
+        followed if it is a symbolic link.
     :param recursive: with all mounts below.
     :raises NotFound: when there is no such path.
     :raises KernelError: EINVAL when the mount is unbindable or belongs to another mount namespace.
@@ -151,8 +151,8 @@ def attach(mount_fd: int, target_fd: int) -> None:
 
     :param mount_fd: from :func:`new_filesystem` or :func:`clone_tree`.
     :param target_fd: from :func:`mapper_core.linux.beneath.open_directory_in_root` or the like (``O_PATH``).
-    :raises KernelError: ENOENT when the directory has been deleted; EINVAL when ``mount_fd`` is attached already or the target
-        is in another mount namespace.
+    :raises KernelError: ENOENT when the directory has been deleted; EINVAL when ``mount_fd`` is attached already or the
+        target is in another mount namespace.
     """
     try:
         syscall(MOVE_MOUNT, mount_fd, b"", target_fd, b"", _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH)
@@ -197,8 +197,8 @@ def unmount(path: str, *, parent_fd: int | None = None, detach: bool = False) ->
 
     :param path: mount point; with ``parent_fd`` a single name in that directory.
     :param parent_fd: descriptor of the directory that has the mount point, so that nothing above it can be exchanged.
-    :param detach: take it out of the tree at once with all mounts below, and let the kernel finish when it is no longer used.
-        The device may still be held afterwards.
+    :param detach: take it out of the tree at once with all mounts below, and let the kernel finish when it is no longer
+        used. The device may still be held afterwards.
     :raises NotMapped: when nothing is mounted there.
     :raises DeviceBusy: naming the holders.
     :raises KernelError: for all else.
@@ -217,8 +217,8 @@ def unmount(path: str, *, parent_fd: int | None = None, detach: bool = False) ->
 def unmount_fd(mount_fd: int) -> None:
     """Unmount the mount that a descriptor is the root of, and everything below it, wherever it is attached now.
 
-    Always lazily: the descriptor itself keeps the mount in use. The filesystem is released when the descriptor is closed and
-    nobody else uses it.
+    Always lazily: the descriptor itself keeps the mount in use. The filesystem is released when the descriptor is
+    closed and nobody else uses it.
 
     :raises NotMapped: when it is not attached.
     :raises KernelError: for all else.
@@ -296,7 +296,7 @@ def _mount_error(error: OSError, log: str, fstype: str, source: str, access: Acc
         return ReadOnlyImage(
             f"{fstype} must replay its journal and the device is read-only{why}",
             subject=source,
-            hint="mount it with the option that skips the journal (ext4: noload, xfs: norecovery, btrfs: rescue=nologreplay)",
+            hint="skip the journal by mount option (ext4: noload, xfs: norecovery, btrfs: rescue=nologreplay)",
         )
     if number == errno.ENODEV:
         return UnknownFilesystem(f"this kernel cannot mount {fstype}{why}", subject=source)

@@ -31,12 +31,13 @@ def mount_namespace_id(pid: int | str = "self") -> int:
 def in_mount_namespace(pid: int) -> Iterator[None]:
     """Work in the mount namespace of another process; at the end the calling thread is back where it was.
 
-    Only the calling thread moves; its root and working directory become the root of that namespace. From then on it no longer
-    shares root, working directory and umask with the other threads of the process (a kernel condition for setns). Descriptors
-    opened on either side stay valid on the other.
+    Only the calling thread moves; its root and working directory become the root of that namespace. From then on it no
+    longer shares root, working directory and umask with the other threads of the process (a kernel condition for
+    setns). Descriptors opened on either side stay valid on the other.
 
     :raises NotFound: when there is no such process.
-    :raises KernelError: when it is not allowed (CAP_SYS_ADMIN and CAP_SYS_CHROOT are needed), or when there is no way back.
+    :raises KernelError: when it is not allowed (CAP_SYS_ADMIN and CAP_SYS_CHROOT are needed), or when there is no way
+        back.
     """
     subject = f"process {pid}"
     flags = os.O_RDONLY | os.O_CLOEXEC

@@ -9,7 +9,7 @@ import os
 import time
 from dataclasses import dataclass
 
-from mapper_core.errors import DeadlineExceeded, NotFound
+from mapper_core.errors import NotFound
 from mapper_core.linux.syscalls import kernel_error
 
 
@@ -68,7 +68,10 @@ def is_alive(pid: int, start_time: int) -> bool:
 
 
 def find_by_argument(program: str, argument: str) -> tuple[ProcessInfo, ...]:
-    """Living processes of a program that were started with an argument (a whole one, not a part).
+    """Living processes of this user that run a program with an argument (a whole one, not a part).
+
+    For servers whose pid file was never written or is stale: choose an argument that is unique, such as the path of a
+    private directory. Processes of other users are left out, so that nobody can offer a victim by its command line.
 
     :param program: last component of ``argv[0]``.
     """
@@ -80,32 +83,35 @@ def find_by_argument(program: str, argument: str) -> tuple[ProcessInfo, ...]:
         try:
             with open(f"/proc/{name}/cmdline", "rb") as file:
                 argv = file.read().split(b"\0")
+                if os.fstat(file.fileno()).st_uid != os.geteuid():
+                    continue
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue
-        if argv[0].rsplit(b"/", 1)[-1] == program.encode() and wanted in argv:
+        if argv[0].rsplit(b"/", 1)[-1] == program.encode() and wanted in argv[1:]:
             process = info(int(name))
             if process is not None and not process.gone:
                 found.append(process)
     return tuple(found)
 
 
-def wait_gone(pid: int, start_time: int, deadline_seconds: float) -> None:
+def wait_gone(pid: int, start_time: int, deadline_seconds: float) -> bool:
     """Wait until exactly this process has ended.
 
-    :raises DeadlineExceeded: when it still runs after ``deadline_seconds``.
+    :returns: whether it has; False when it still runs after ``deadline_seconds``.
     """
     import select
 
     until = time.monotonic() + deadline_seconds
     fd = _open_pidfd(pid, start_time)
     if fd is None:
-        return
+        return True
     try:
         poll = select.poll()
         poll.register(fd, select.POLLIN)
         while not poll.poll(max(0, int((until - time.monotonic()) * 1000))):
             if time.monotonic() >= until:
-                raise DeadlineExceeded(f"still runs after {deadline_seconds:g} seconds", subject=f"process {pid}")
+                return False
+        return True
     finally:
         os.close(fd)
 
@@ -134,7 +140,7 @@ def terminate(pid: int, start_time: int, signal_number: int = 15) -> bool:
 
 
 def _open_pidfd(pid: int, start_time: int) -> int | None:
-    """A pidfd, if the process that it refers to is the wanted one. The check comes after the open, so it cannot be outrun."""
+    """A pidfd, if it refers to the wanted process. The check comes after the open, so nothing can happen in between."""
     try:
         fd = os.pidfd_open(pid)
     except ProcessLookupError:
