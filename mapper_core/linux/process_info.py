@@ -9,7 +9,7 @@ import os
 import time
 from dataclasses import dataclass
 
-from mapper_core.errors import NotFound
+from mapper_core.errors import DeadlineExceeded, NotFound
 from mapper_core.linux.syscalls import kernel_error
 
 
@@ -94,24 +94,23 @@ def find_by_argument(program: str, argument: str) -> tuple[ProcessInfo, ...]:
     return tuple(found)
 
 
-def wait_gone(pid: int, start_time: int, deadline_seconds: float) -> bool:
+def wait_gone(pid: int, start_time: int, deadline_seconds: float) -> None:
     """Wait until exactly this process has ended.
 
-    :returns: whether it has; False when it still runs after ``deadline_seconds``.
+    :raises DeadlineExceeded: when it still runs after ``deadline_seconds``.
     """
     import select
 
     until = time.monotonic() + deadline_seconds
     fd = _open_pidfd(pid, start_time)
     if fd is None:
-        return True
+        return
     try:
         poll = select.poll()
         poll.register(fd, select.POLLIN)
         while not poll.poll(max(0, int((until - time.monotonic()) * 1000))):
             if time.monotonic() >= until:
-                return False
-        return True
+                raise DeadlineExceeded(f"still runs after {deadline_seconds:g} seconds", subject=f"process {pid}")
     finally:
         os.close(fd)
 
