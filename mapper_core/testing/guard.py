@@ -114,13 +114,13 @@ class Guard:
         __tracebackhide__ = True
         if not self._watching:
             return
-        violation = _judge(event, arguments)
+        violation = judge(event, arguments)
         if violation:
             self._seen.append(violation)
             raise GuardViolation(f"a unit test may not do this: {violation}")
 
 
-def _judge(event: str, arguments: tuple[object, ...]) -> str:
+def judge(event: str, arguments: tuple[object, ...]) -> str:
     """Return what is wrong with an event; empty when nothing is."""
     if event in FORBIDDEN:
         return f"{event} {arguments[0] if arguments else ''!r}"

@@ -36,7 +36,7 @@ class Item:
     :param touches: paths and command lines by which it belongs to somebody.
     :param alias: equal for the copies of one mount in several namespaces; otherwise empty.
     :param namespace: inode of the mount namespace of a mount.
-    :param pid: a process: itself, or for a mount one that lives in the namespace.
+    :param pid: of a process its number, of a mount that of a task that lives in the namespace.
     """
 
     kind: str
@@ -100,7 +100,7 @@ def mounts() -> Iterator[Item]:
                 touches=(target, source, root, *_backing(source.removeprefix("/dev/"))),
                 alias=f"{device} {root} {target} {fstype} {source}",
                 namespace=namespace,
-                pid=int(task.split("/")[2]),
+                pid=int(os.path.basename(task)),
             )
     for minor in _names("/sys/fs/fuse/connections"):
         if minor not in fuse_devices:
