@@ -100,8 +100,7 @@ def read_file_in_root(root_fd: int, path: str, max_bytes: int) -> bytes:
         if status.st_size > max_bytes:
             raise UnsafePath(f"has {status.st_size} bytes; more than {max_bytes} are not read", subject=shown)
         try:
-            # The same inode that was looked at, whatever its name leads to by now.
-            fd = os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+            fd = _reopen(found)
             try:
                 return _read(fd, max_bytes, shown)
             finally:
@@ -128,6 +127,16 @@ def _open_or_make(root_fd: int, parent: int, walked: str, name: str, mode: int |
         return open_in_root(root_fd, walked, flags)
     except NotFound as error:
         raise UnsafePath("is a symbolic link that leads nowhere", subject=_shown(walked)) from error
+
+
+def _reopen(found: int) -> int:
+    """Open for reading the same inode that was looked at, whatever its name leads to by now."""
+    path = f"/proc/self/fd/{found}"
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    try:
+        return os.open(path, flags | os.O_NOATIME)  # looking at an image must not write to it
+    except PermissionError:  # O_NOATIME is for owners; on an idmapped mount root is not one
+        return os.open(path, flags)
 
 
 def _read(fd: int, max_bytes: int, shown: str) -> bytes:

@@ -124,7 +124,7 @@ def ensure_node(path: str) -> str:
 
     :returns: ``path``.
     :raises NotFound: when the kernel has no device of this name.
-    :raises Refused: when ``path`` is something else, such as a node left over from another device.
+    :raises Refused: when ``path`` is no block device node.
     :raises KernelError: when the node cannot be made.
     """
     name = os.path.basename(path)
@@ -143,8 +143,14 @@ def ensure_node(path: str) -> str:
         except OSError as error:
             raise kernel_error(error, "cannot create the device node", subject=path) from error
         return path
-    if not stat.S_ISBLK(status.st_mode) or status.st_rdev != wanted:
+    if not stat.S_ISBLK(status.st_mode):
         raise Refused(f"is not the node of block device {major}:{minor}", subject=path)
+    if status.st_rdev != wanted:
+        # Left over from a device that had this name before: only devtmpfs removes nodes, and the numbers of partitions
+        # (major 259) are given out anew each time.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        return ensure_node(path)
     return path
 
 
@@ -168,11 +174,19 @@ def exclusive(path: str) -> Iterator[int]:
 
 def open_exclusive(path: str) -> int:
     """As :func:`exclusive`, for callers that keep the descriptor themselves."""
+    fd = try_exclusive(path)
+    if fd is None:
+        raise busy(path)
+    return fd
+
+
+def try_exclusive(path: str) -> int | None:
+    """As :func:`open_exclusive`, but ``None`` when somebody holds the device; does not look for who that is."""
     try:
         return os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC | os.O_NOCTTY)
     except OSError as error:
         if error.errno == errno.EBUSY:
-            raise busy(path) from error
+            return None
         if error.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
             raise NotFound("there is no such device", subject=path) from error
         raise kernel_error(error, "cannot open the device", subject=path) from error

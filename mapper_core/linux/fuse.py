@@ -98,7 +98,9 @@ def _write(connection: str, name: str, value: bytes, subject: str) -> None:
 
 
 def _read(connection: str, name: str, subject: str) -> bytes:
-    control = mounts.new_filesystem("fusectl", "none", access=Access.READ_ONLY)
+    # There is one fusectl superblock on the host: it must not be made read-only, only this mount of it.
+    attributes = mounts.MountAttribute.READ_ONLY
+    control = mounts.new_filesystem("fusectl", "none", access=Access.READ_WRITE, attributes=attributes)
     try:
         fd = os.open(f"{connection}/{name}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=control)
         try:

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mapper_core.errors import NotFound
+from mapper_core.errors import MapperError
 from mapper_core.linux import block, mountinfo
 
 
@@ -174,8 +174,8 @@ def _mounts(devices: dict[int, str]) -> Iterator[Holder]:
     for pid, namespace in _namespaces():
         try:
             entries = mountinfo.entries(pid)
-        except (NotFound, OSError):
-            continue
+        except MapperError:
+            continue  # it has ended since the listing
         for entry in entries:
             number = os.makedev(*entry.device)
             if entry.device[0] == 0 and entry.source.startswith("/dev/"):

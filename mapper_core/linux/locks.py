@@ -60,16 +60,19 @@ def holder_pid(fd: int) -> int:
             lines = file.read().splitlines()
     except OSError:
         return 0
+    exact = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    similar = 0
     for line in lines:
-        # "1: FLOCK  ADVISORY  WRITE 1234 08:01:5678 0 EOF"; "->" marks one who waits. The inode decides where the
-        # device number of the filesystem is not that of stat() (btrfs).
+        # "1: FLOCK  ADVISORY  WRITE 1234 08:01:5678 0 EOF"; "->" as second field marks one who waits. A pid of another
+        # pid namespace is 0 or -1.
         fields = line.split()
-        if len(fields) < 8 or fields[1] != "FLOCK":
+        if len(fields) < 8 or fields[1] != "FLOCK" or int(fields[4]) <= 0:
             continue
-        inode = int(fields[5].rsplit(":", 1)[1])
-        if inode == status.st_ino and int(fields[4]) > 0:
+        if fields[5] == exact:
             return int(fields[4])
-    return 0
+        if int(fields[5].rsplit(":", 1)[1]) == status.st_ino:
+            similar = int(fields[4])  # on btrfs stat() tells another device number
+    return similar
 
 
 def _take(fd: int, path: str) -> bool:

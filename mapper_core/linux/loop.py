@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 from mapper_core.errors import (
     DeviceBusy,
-    KernelError,
     MapperError,
     NoFreeDevice,
     NotFound,
@@ -53,6 +52,11 @@ _CONFIG_TAIL = bytes(64)
 TAG_LENGTH = 63
 _CONTROL = "/dev/loop-control"
 _LOST_RACES = 8  # so often the same free number may be busy before a new device is made
+_RECHECK_SECONDS = 0.02  # closes by the kernel itself (a filesystem that ends) are not announced
+
+
+class _Held(Exception):
+    """The device cannot be detached now: somebody else has it open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +203,7 @@ def detach(path: str, *, tag: str, deadline_seconds: float = 10) -> None:
     """
     until = time.monotonic() + deadline_seconds
     lost: OSError | None = None
+    waited = False
     while True:
         fd = _open(path)
         if fd is None:
@@ -211,10 +216,12 @@ def detach(path: str, *, tag: str, deadline_seconds: float = 10) -> None:
             break
         try:
             lost = _clear(path, tag) or lost
-        except DeviceBusy:
-            if not _may_go_away(path) or time.monotonic() > until:
-                raise
-            block.wait_for_close(path, min(0.1, max(0.0, until - time.monotonic())))
+        except _Held:
+            left = until - time.monotonic()
+            if left <= 0 or (not waited and not _may_go_away(path)):
+                raise block.busy(path) from None
+            waited = True
+            block.wait_for_close(path, min(_RECHECK_SECONDS, left))
     _wait_unbound(path, tag, until)
     if lost is not None:
         raise kernel_error(
@@ -308,16 +315,14 @@ def _configure(device: LoopDevice, configurations: list[bytes]) -> bool:
 
 def _open(path: str) -> int | None:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        found = os.stat(path)
+        if not stat.S_ISBLK(found.st_mode) or os.major(found.st_rdev) != _MAJOR:
+            raise UsageError("this is not a loop device", subject=path)
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
             return None  # ENXIO: being detached, or removed while the static node stayed
         raise kernel_error(error, "cannot open the device", subject=path) from error
-    state = os.fstat(fd)
-    if not stat.S_ISBLK(state.st_mode) or os.major(state.st_rdev) != _MAJOR:
-        os.close(fd)
-        raise UsageError("this is not a loop device", subject=path)
-    return fd
 
 
 def _info(fd: int) -> bytes | None:
@@ -354,12 +359,14 @@ def _clear(path: str, tag: str) -> OSError | None:
     """Flush, delete the partitions, detach; all of it or nothing.
 
     :returns: the error of the flush, when data was lost.
-    :raises DeviceBusy: when it is in use; it is as it was then.
+    :raises _Held: when it is in use; it is as it was then.
     """
     try:
-        fd = block.open_exclusive(path)  # from here on nobody can mount it
+        fd = block.try_exclusive(path)  # from here on nobody can mount it
     except NotFound:
         return None
+    if fd is None:
+        raise _Held
     lost: OSError | None = None
     try:
         state = _status(fd, path)
@@ -376,7 +383,7 @@ def _clear(path: str, tag: str) -> OSError | None:
     finally:
         os.close(fd)
     if held:
-        raise block.busy(path)
+        raise _Held
     return lost
 
 
@@ -410,14 +417,18 @@ def _clear_open(fd: int) -> bool:
 
 
 def _may_go_away(path: str) -> bool:
-    """Whether the device is held only by processes that may close it in a moment, and not by mounts."""
+    """Whether the holders of a device may let it go in a moment by themselves.
+
+    A process may close it (udev probes every new device), and a filesystem without a visible mount is on its way out
+    when a mount namespace has just ended. A mount, a swap area or a device on top stays until somebody takes it away.
+    """
     from mapper_core.linux import holders
 
+    lasting = (holders.HolderKind.MOUNT, holders.HolderKind.DEVICE, holders.HolderKind.SWAP)
     try:
-        found = holders.holders(path)
-    except (NotFound, KernelError):
+        return not any(holder.kind in lasting for holder in holders.holders(path))
+    except NotFound:
         return True
-    return all(holder.kind is holders.HolderKind.PROCESS for holder in found)
 
 
 def _wait_unbound(path: str, tag: str, until: float) -> None:
@@ -429,4 +440,4 @@ def _wait_unbound(path: str, tag: str, until: float) -> None:
             return
         if time.monotonic() > until:
             raise DeviceBusy("the kernel does not finish to detach the device", subject=path)
-        block.wait_for_close(path, 0.01)
+        block.wait_for_close(path, _RECHECK_SECONDS)

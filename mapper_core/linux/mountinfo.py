@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from dataclasses import dataclass
 
 from mapper_core.errors import KernelError, NotFound
+from mapper_core.linux.syscalls import kernel_error
 
 # The kernel escapes blank, tab, newline, backslash and '#' as three octal digits (fs/proc_namespace.c: mangle()).
 _ESCAPE = re.compile(rb"\\([0-3][0-7]{2})")
@@ -88,9 +90,9 @@ def entries(pid: str | int = "self") -> tuple[MountEntry, ...]:
     except (FileNotFoundError, ProcessLookupError) as error:
         raise NotFound("there is no such process", subject=f"process {pid}") from error
     except OSError as error:
-        if error.errno == 22:  # EINVAL: the process is a zombie and has no namespaces any more
+        if error.errno == errno.EINVAL:  # the process is a zombie and has no namespaces any more
             raise NotFound("the process has ended", subject=f"process {pid}") from error
-        raise
+        raise kernel_error(error, "cannot read the mounts", subject=f"process {pid}") from error
 
 
 def is_below(path: str, directory: str) -> bool:
