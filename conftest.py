@@ -35,8 +35,6 @@ PRIVILEGED = ("root", "security", "lxd", "ceph", "crash")
 ROOT = Path(__file__).parent
 EXPECTED_SKIPS = ROOT / "tests" / "expected-skips.txt"
 SHARED_HOST = os.environ.get("MAPPER_TEST_SHARED_HOST") == "1"
-#: How long a resource may take to go away after its test has ended, seconds.
-SETTLE = 5.0
 NUMBERS = itertools.count(1)
 #: Where this run keeps its temporary files.
 BASE = pytest.StashKey[str]()
@@ -46,6 +44,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("mapper")
     group.addoption("--tier", action="append", choices=TIERS, help="run only this tier (repeatable)")
     group.addoption("--nothing-skipped", action="store_true", help="a skip that is not expected is a failure")
+    group.addoption(
+        "--settle",
+        type=float,
+        default=5.0,
+        metavar="SECONDS",
+        help="how long a resource may take to go away (default 5)",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -255,7 +260,7 @@ def _leaves_nothing_behind(
     found = leaks.diff(before, leaks.snapshot(runtime_dirs), scope)
     if found:
         gc.collect()  # a descriptor that only a reference cycle keeps open is no leak
-        found = leaks.wait_for_none(before, SETTLE, runtime_dirs, scope)
+        found = leaks.wait_for_none(before, request.config.getoption("settle"), runtime_dirs, scope)
     if found:
         # everything new is counted, but only what surely is this run's own is touched: the host may have other users
         own = (str(tmp_path_factory.getbasetemp()),)
@@ -304,8 +309,9 @@ class WholeRun:
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         base = session.config.stash.get(BASE, None)
+        seconds = session.config.getoption("settle")
         if base:  # otherwise no test ran
-            self.found = leaks.wait_for_none(self.before, SETTLE, (f"{base}/r0",), (base,) if SHARED_HOST else None)
+            self.found = leaks.wait_for_none(self.before, seconds, (f"{base}/r0",), (base,) if SHARED_HOST else None)
         if self.found and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
