@@ -20,12 +20,13 @@ from mapper_core.partitions.reader import ReadAt
 
 __all__ = ["ReadAt", "discover"]
 
-#: Types found by the first bytes of the device.
-_MAGIC_AT_ZERO = frozenset({"xfs", "squashfs", "squashfs3", "crypto_LUKS"})
+#: First bytes of XFS, squashfs (both byte orders) and LUKS.
+_MAGIC_AT_ZERO = (b"XFSB", b"hsqs", b"sqsh", b"LUKS\xba\xbe")
 
 #: Superblocks at the end of the device, which belong to the last partition as much as to the device.
 _MAGIC_AT_END = frozenset({"linux_raid_member"})
 
+#: Where ISO 9660 has its primary volume descriptor.
 _ISO_DESCRIPTOR = 32768
 
 
@@ -43,22 +44,31 @@ def discover(read: ReadAt, size: int, sector_size: int = 512) -> PartitionTable:
     slots = mbr.read_slots(sector)
     if slots is None:
         return bare
-    from mapper_core.tree import superblock  # only now: most data disks have no table
-
-    found = superblock.probe(read, size).type
-    if found in _MAGIC_AT_ZERO:
+    if sector.startswith(_MAGIC_AT_ZERO) and _has_superblock(read, size):
         return bare
     try:
         table = _read_table(read, size, sector_size, sector, slots)
     except BadPartitionTable:
-        if found and found not in _MAGIC_AT_END:
+        if _has_superblock(read, size):
             return bare
         raise
     if not table.partitions:
-        return bare if found and found not in _MAGIC_AT_END else table
-    if superblock.is_iso9660(read) and any(_covers(partition, _ISO_DESCRIPTOR) for partition in table.partitions):
+        return bare if _has_superblock(read, size) else table
+    if _is_hybrid_iso(read, table):
         return bare
     return table
+
+
+def _has_superblock(read: ReadAt, size: int) -> bool:
+    from mapper_core.tree import superblock  # only now: most disks have a sane table, or none
+
+    kind = superblock.probe(read, size).type
+    return bool(kind) and kind not in _MAGIC_AT_END
+
+
+def _is_hybrid_iso(read: ReadAt, table: PartitionTable) -> bool:
+    inside = any(item.start <= _ISO_DESCRIPTOR < item.start + item.size for item in table.partitions)
+    return inside and read(_ISO_DESCRIPTOR, 7) == b"\x01CD001\x01"
 
 
 def _read_table(
@@ -74,7 +84,3 @@ def _read_table(
             hint="repair the table with gdisk, or restore the image",
         )
     return table
-
-
-def _covers(partition: Partition, offset: int) -> bool:
-    return partition.start <= offset < partition.start + partition.size

@@ -12,9 +12,8 @@ from collections.abc import Callable
 from mapper_core.model import Filesystem
 from mapper_core.partitions.reader import ReadAt
 from mapper_core.tree import superblock_container, superblock_exchange, superblock_native
-from mapper_core.tree.superblock_exchange import is_iso9660
 
-__all__ = ["is_iso9660", "probe"]
+__all__ = ["probe"]
 
 #: In the order of trust. What wraps other filesystems comes first: a member of a RAID 1 shows the filesystem inside
 #: at its start as well, and must not be mounted on its own. The weak signatures (FAT has none to speak of, a swap

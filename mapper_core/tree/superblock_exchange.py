@@ -177,17 +177,10 @@ def _ntfs_label(record: bytes) -> str:
     return ""
 
 
-def is_iso9660(read: ReadAt) -> bool:
-    """Whether there is an ISO 9660 primary volume descriptor (ECMA-119, section 8.4)."""
-    return read(32768, 7) == b"\x01CD001\x01"
-
-
 def iso9660(read: ReadAt, size: int) -> Filesystem | None:
-    """ISO 9660; as ``blkid`` does, the time of its last change stands for a UUID, and a Joliet label is preferred."""
-    if not is_iso9660(read):
-        return None
+    """ISO 9660 (ECMA-119, section 8.4); as for ``blkid``, the time of the last change stands for a UUID."""
     primary = read(32768, 2048)
-    if len(primary) < 2048:
+    if len(primary) < 2048 or primary[:7] != b"\x01CD001\x01":
         return None
     uuid = _iso_time(primary[830:846]) or _iso_time(primary[813:829])
     name = primary[40:72]
