@@ -91,9 +91,14 @@ def refusal(declared: str, first_bytes: bytes, subject: str) -> MapperError:
             subject=subject,
             hint=f"unpack it first ({_PACKED[found]}), then register the image again",
         )
-    what = f"a {found} image" if found != RAW else f"no {declared} image: its first bytes are those of no known format"
+    if found == RAW:
+        return FormatMismatch(
+            f"declared {declared}, but the first bytes of the file are of no known format",
+            subject=subject,
+            hint="declare the format raw, if this is a raw disk",
+        )
     return FormatMismatch(
-        f"declared {declared}, but the file is {what}",
+        f"declared {declared}, but the file is a {found} image",
         subject=subject,
         hint=f"declare the format {found}, or convert it: qemu-img convert -f {found} -O {declared} SOURCE TARGET",
     )

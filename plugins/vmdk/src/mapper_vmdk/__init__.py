@@ -1,0 +1,39 @@
+"""Mapper plugin for VMware images: monolithicSparse, monolithicFlat, twoGbMaxExtent*, streamOptimized (read-only)."""
+
+from __future__ import annotations
+
+from mapper_core import Access, Attachment, Disk, ImageInfo, MapOptions, Transports, hookimpl
+
+MAPPER_API = (1, 1)
+
+
+@hookimpl
+def inspect(disk: Disk) -> ImageInfo:
+    """Read the header or descriptor of the image, its extents and its parents."""
+    from mapper_vmdk.header import inspect_image
+
+    return inspect_image(disk.source, disk.allowed_dirs)
+
+
+@hookimpl
+def recognize(header: bytes) -> bool:
+    """Look for a sparse header or the text of a descriptor."""
+    return header.startswith((b"KDMV", b"# Disk DescriptorFile"))
+
+
+@hookimpl
+def map(disk: Disk, image: ImageInfo | None, options: MapOptions, transports: Transports) -> Attachment:
+    """Attach the image; some variants only for reading."""
+    from mapper_core.transports.blockgraph import graph_of
+    from mapper_vmdk.header import refuse_write
+
+    image = image or inspect(disk)
+    if options.access is Access.READ_WRITE and not image.writable:
+        raise refuse_write(image)
+    return transports.attach(graph_of(image), options)
+
+
+@hookimpl
+def unmap(transports: Transports) -> None:
+    """Take away what ``map`` made."""
+    transports.release()
