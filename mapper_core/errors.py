@@ -210,6 +210,12 @@ class StateCorrupt(MapperError):
     exit_code = 10
 
 
+class NeedsRoot(MapperError):
+    """Is raised when the caller lacks the privilege for it; 77 is EX_NOPERM of sysexits.h."""
+
+    exit_code = 77
+
+
 class KernelError(MapperError):
     """Is raised when a system call fails for a reason that has no class of its own.
 

@@ -39,6 +39,9 @@ _MAGICS: tuple[tuple[int, bytes, str], ...] = (
     (257, b"ustar", "tar"),
 )
 
+#: Formats with a magic; a file without it has none of them.
+KNOWN = frozenset(name for _, _, name in _MAGICS)
+
 #: Formats that hold a file, which may be a disk image, and the command that takes it out.
 _PACKED: dict[str, str] = {
     "gzip": "gunzip",

@@ -5,20 +5,8 @@ from __future__ import annotations
 import os
 
 from mapper_core import formats
-from mapper_core.errors import (
-    BackingFileMissing,
-    CorruptImage,
-    ForbiddenReference,
-    FormatMismatch,
-    ReadOnlyImage,
-    Refused,
-    UnsafePath,
-    UnsupportedFormat,
-)
+from mapper_core.errors import BackingFileMissing, CorruptImage, ForbiddenReference, ReadOnlyImage, Refused, UnsafePath
 from mapper_core.model import Access, Disk, ImageInfo, MapOptions
-
-#: Bytes that are read to recognise a format; enough for a tar header.
-HEADER_BYTES = 4096
 
 
 def read_header(path: str) -> bytes:
@@ -31,7 +19,7 @@ def read_header(path: str) -> bytes:
     except OSError as error:
         raise UnsafePath(f"the image cannot be opened: {error.strerror}", subject=path) from error
     try:
-        return os.pread(fd, HEADER_BYTES, 0)
+        return os.pread(fd, formats.HEADER_SIZE, 0)
     finally:
         os.close(fd)
 
@@ -44,25 +32,10 @@ def check_declared_format(disk: Disk) -> None:
     :raises UnsupportedFormat: the file is a compressed stream or an archive (M-22).
     :raises FormatMismatch: the file is an image of another format.
     """
-    found = formats.identify(read_header(disk.source))
-    if found == disk.format:
-        return
-    if found in formats.STREAMS:
-        raise UnsupportedFormat(
-            f"the image is a {found} stream, not {disk.format}", subject=disk.source, hint=formats.remedy(found)
-        )
-    if found != "raw":
-        raise FormatMismatch(
-            f"the image is declared as {disk.format} but its content is {found}",
-            subject=disk.source,
-            hint=f"declare it as {found}, or convert it to {disk.format}",
-        )
-    if disk.format in formats.KNOWN:
-        raise FormatMismatch(
-            f"the image is declared as {disk.format} but has no {disk.format} header",
-            subject=disk.source,
-            hint="declare the format it really has (raw?), or look whether the file is damaged",
-        )
+    header = read_header(disk.source)
+    found = formats.identify(header)
+    if found != disk.format and (found != formats.RAW or disk.format in formats.KNOWN):
+        raise formats.refusal(disk.format, header, disk.source)
 
 
 def check_image(disk: Disk, image: ImageInfo, options: MapOptions) -> None:

@@ -97,8 +97,8 @@ def run(
             *argv[1:],
             _env={"PATH": ":".join(SEARCH_PATH), "LC_ALL": "C", "LANG": "C", "HOME": "/"},
             _in=nothing,
-            _out=out,
-            _err=err,
+            _out=out.write,
+            _err=err.write,
             _tty_out=False,
             _new_session=True,
             _ok_code=list(accept),
@@ -139,14 +139,12 @@ class _Kept:
         self._limit = limit
 
     def write(self, chunk: bytes | str) -> None:
+        """Take one piece of output."""
         if isinstance(chunk, str):
             chunk = chunk.encode(errors="replace")
         room = self._limit - len(self.data)
         if room > 0:
             self.data += chunk[:room]
-
-    def flush(self) -> None:
-        """``sh`` asks for it; there is nothing to flush."""
 
 
 def _last_line(data: bytes | bytearray) -> str:

@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from mapper_core.errors import Busy, MapperError
 from mapper_core.journal import Record, State
@@ -76,7 +77,7 @@ def reconcile(mapper: Mapper, mode: Mode = Mode.REPAIR) -> Report:
 
     for tree in mounted.records(mapper):
         if reason := _why_tree_goes(mapper, tree, alive):
-            attempt("tree", tree.directory, reason, lambda tree=tree: mounted.dismantle(mapper, tree))  # type: ignore[misc]
+            attempt("tree", tree.directory, reason, partial(mounted.dismantle, mapper, tree))
     for key in mapper.journal.ids():
         try:
             record = mapper.journal.read(key)
@@ -97,7 +98,7 @@ def _why_tree_goes(mapper: Mapper, tree: TreeRecord, alive: _Owners) -> str:
                 return "it was never finished"
         except Busy:
             return ""  # somebody is at it
-    if mapper.journal.read(tree.disk_id) is None:
+    if tree.disk_id and mapper.journal.read(tree.disk_id) is None:
         return "its disk is gone"
     return "" if alive(tree.owner) else f"its owner {tree.owner} is gone"
 
@@ -112,19 +113,18 @@ def _reconcile_disk(
                 pass
         except Busy:
             return  # a process is at work
-        attempt("disk", source, f"a crash left it {record.state}", lambda: mapper.repair(record.id))
+        attempt("disk", source, f"a crash left it {record.state}", partial(mapper.repair, record.id))
     elif mapper.find(record.id) is None:
-        attempt("disk", source, "its device is gone", lambda: mapper.repair(record.id))
+        attempt("disk", source, "its device is gone", partial(mapper.repair, record.id))
     else:
         for user in record.users:
             if _is_tree_without_record(mapper, user):
-                attempt(
-                    "disk", source, f"the tree {user} is gone", lambda user=user: mapper.unmap(record.id, user=user)
-                )  # type: ignore[misc]
+                reason = f"the tree {user} is gone"
             elif not alive(user):
-                attempt(
-                    "disk", source, f"its user {user} is gone", lambda user=user: mapper.unmap(record.id, user=user)
-                )  # type: ignore[misc]
+                reason = f"its user {user} is gone"
+            else:
+                continue
+            attempt("disk", source, reason, partial(mapper.unmap, record.id, user=user))
 
 
 def _is_tree_without_record(mapper: Mapper, user: str) -> bool:

@@ -160,10 +160,8 @@ class Registry:
             return names[0]
         from mapper_core import formats
 
-        if (other := formats.identify(header)) != "raw":
-            raise UnsupportedFormat(
-                f"the file is {other}, for which no plugin is installed", subject=source, hint=formats.remedy(other)
-            )
+        if (other := formats.identify(header)) != formats.RAW:
+            self.require(other)  # says that no plugin is installed for it, or why it cannot be used
         self.require("raw")
         return "raw"
 
@@ -226,9 +224,9 @@ def _load(entry: EntryPoint, manager: pluggy.PluginManager) -> str:
     window = getattr(module, "MAPPER_API", None)
     if not (isinstance(window, tuple) and len(window) == 2 and all(isinstance(number, int) for number in window)):
         return "does not declare MAPPER_API = (oldest, newest)"
-    if hookspecs.API_VERSION < window[0]:
+    if window[0] > hookspecs.API_VERSION:
         return f"needs hook API {window[0]}, this mapper-core has {hookspecs.API_VERSION}; upgrade mapper-core"
-    if hookspecs.API_VERSION > window[1]:
+    if window[1] < hookspecs.API_VERSION:
         return f"works up to hook API {window[1]}, this mapper-core has {hookspecs.API_VERSION}; upgrade the plugin"
     try:
         manager.register(module, name=entry.name)

@@ -1,0 +1,333 @@
+"""Mounted trees: a disk's filesystems, put together as the image's own fstab says, on a directory of the host.
+
+Planning (:mod:`mapper_core.tree.plan`) is pure; this module looks at the disk, asks for the plan, and carries it out with one
+stack of undo steps. Mounts are made detached, get their flags and id map, and are then attached to an open directory of the tree: no path of
+the image is ever resolved on the host.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mapper_core.errors import (
+    DeviceBusy,
+    ImageInUse,
+    MapperError,
+    NotFound,
+    NotMapped,
+    NotSupported,
+    UnsafePath,
+    UsageError,
+)
+from mapper_core.linux import beneath, locks, mountinfo, mounts
+from mapper_core.mapping import Mapper
+from mapper_core.model import Access, Disk, IdMap, MapOptions, MappedDisk, Mount, MountPlan
+from mapper_core.runtime import boot_id
+from mapper_core.tree import look, record
+from mapper_core.tree.look import Purpose
+from mapper_core.tree.options import MOUNT_ATTRIBUTES
+from mapper_core.tree.record import TreeRecord
+
+#: A tree holds its disk under the name ``tree:<directory>``.
+USER_PREFIX = "tree"
+
+#: Flags of every mount on the host: what is in an image is for containers, not for the host's users (S-17).
+STAGING = mounts.MountAttribute.NOSUID | mounts.MountAttribute.NODEV
+
+
+#: fstab options that are flags of the mount; ``nosuid`` and ``nodev`` are set anyway, ``relatime`` is the default.
+_ATTRIBUTES = {
+    "noatime": mounts.MountAttribute.NOATIME,
+    "nodiratime": mounts.MountAttribute.NODIRATIME,
+    "noexec": mounts.MountAttribute.NOEXEC,
+    "nosymfollow": mounts.MountAttribute.NOSYMFOLLOW,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TreeRequest:
+    """A tree as the caller wants it.
+
+    :param directory: absolute path on which it is mounted. Below ``<runtime>/mounts`` it is made, and removed with the tree.
+    :param idmap: show the owners of files by this map (idmapped mounts, Linux 5.12); the image is not changed.
+    :param root_hint: which partition is the root, see :func:`mapper_core.tree.plan.choose_root`.
+    :param owner: who asked; the tree goes away when :mod:`mapper_core.reconcile` finds that it is gone.
+    :param purpose: a system (root filesystem, fstab) or a data disk.
+    """
+
+    disk: Disk
+    options: MapOptions
+    directory: str
+    idmap: IdMap | None = None
+    root_hint: str = ""
+    owner: str = "cli"
+    purpose: Purpose = Purpose.ANY
+
+
+@dataclass(frozen=True, slots=True)
+class MountedTree:
+    """A tree that is mounted."""
+
+    directory: str
+    disk: MappedDisk
+    plan: MountPlan
+    owner: str
+
+
+def mount_tree(mapper: Mapper, request: TreeRequest) -> MountedTree:
+    """Map a disk and mount its filesystems.
+
+    :raises UsageError: the directory is missing, relative, or a mount point already.
+    :raises NotSupported: an id map is asked for and a filesystem cannot do it; nothing is mounted then.
+    :raises MapperError: from the image, the plan or the kernel; afterwards everything is as it was.
+    """
+    with contextlib.ExitStack() as undo:
+        directory = _prepare_directory(mapper, request.directory, undo)
+        with lock(mapper, directory):
+            if (old := find(mapper, directory)) is not None:
+                if old.complete and old.boot == boot_id() and mountinfo.at(directory):
+                    raise ImageInUse(
+                        "a tree is mounted here already", subject=directory, hint="unmount it first: mapper-cli umount"
+                    )
+                dismantle_locked(mapper, old)
+                directory = _prepare_directory(mapper, request.directory, undo)
+            if mountinfo.at(directory):
+                raise UsageError("something else is mounted here", subject=directory, hint="choose another directory")
+            user = f"{USER_PREFIX}:{directory}"
+            tree = TreeRecord(directory, "", request.owner, boot_id(), own_directory=_is_staging(mapper, directory))
+            undo.callback(lambda: dismantle_locked(mapper, find(mapper, directory)))
+            record.write(mapper.runtime.trees, tree)
+            disk = mapper.map(request.disk, request.options, user=user)
+            devices = tuple(partition.device for partition in disk.table.partitions)
+            tree = dataclasses.replace(tree, disk_id=disk.id, devices=(disk.device, *devices))
+            record.write(mapper.runtime.trees, tree)
+            plan = _plan(disk, request)
+            if _is_staging(mapper, directory):
+                make_private(mapper.runtime.mounts)
+            _carry_out(plan, directory, request.idmap)
+            record.write(mapper.runtime.trees, dataclasses.replace(tree, complete=True))
+            undo.pop_all()
+    return MountedTree(directory, disk, plan, request.owner)
+
+
+def plan_tree(
+    mapper: Mapper, disk: Disk, *, root_hint: str = "", transport: str | None = None, purpose: Purpose = Purpose.ANY
+) -> MountPlan:
+    """Return what :func:`mount_tree` would do. The disk is mapped read-only meanwhile, and nothing is mounted on the host."""
+    options = MapOptions(Access.READ_ONLY, transport)
+    user = f"pid:{os.getpid()}"
+    mapped = mapper.find(disk.source)
+    if mapped is not None:
+        options = MapOptions(mapped.access, mapped.transport)
+    mapped = mapper.map(disk, options, user=user)
+    try:
+        return _plan(mapped, TreeRequest(disk, options, "/", root_hint=root_hint, purpose=purpose))
+    finally:
+        mapper.unmap(mapped.id, user=user)
+
+
+def unmount_tree(mapper: Mapper, directory: str, *, owner: str = "cli") -> None:
+    """Unmount a tree and release its disk. A directory without a tree of ours on it is a success when nothing is mounted there.
+
+    :raises ImageInUse: the tree belongs to somebody else.
+    :raises DeviceBusy: naming those who use it. What is unmounted by then stays so; repeat the call when they are gone.
+    """
+    real = os.path.realpath(directory)
+    tree = find(mapper, real)
+    if tree is None:
+        if mountinfo.at(real):
+            raise NotMapped("this was not mounted by Mapper", subject=directory, hint="use umount")
+        return
+    if tree.owner != owner:
+        raise ImageInUse(f"the tree belongs to {tree.owner}", subject=directory, hint="let its owner release it")
+    dismantle(mapper, tree)
+
+
+def records(mapper: Mapper) -> tuple[TreeRecord, ...]:
+    """All trees in the journal, by directory."""
+    return record.read_all(mapper.runtime.trees)
+
+
+def find(mapper: Mapper, directory: str) -> TreeRecord | None:
+    """The tree on a directory (its real path), or ``None``."""
+    return record.read(mapper.runtime.trees, directory)
+
+
+def lock(mapper: Mapper, directory: str) -> contextlib.AbstractContextManager[int]:
+    """Lock the tree of a directory.
+
+    :raises Busy: another process works on it.
+    """
+    return locks.try_lock(f"{mapper.runtime.locks}/tree-{record.key_of(directory)}")
+
+
+def dismantle(mapper: Mapper, tree: TreeRecord) -> None:
+    """Take a tree away, however far its maker came."""
+    with lock(mapper, tree.directory):
+        dismantle_locked(mapper, find(mapper, tree.directory))
+
+
+def dismantle_locked(mapper: Mapper, tree: TreeRecord | None) -> None:
+    """As :func:`dismantle`, for those who hold the lock."""
+    if tree is None:
+        return
+    if tree.boot == boot_id():
+        _unmount_all(tree)
+    if tree.disk_id:
+        mapper.unmap(tree.disk_id, user=f"{USER_PREFIX}:{tree.directory}")
+    if tree.own_directory:
+        _remove_directory(mapper, tree.directory)
+    record.remove(mapper.runtime.trees, tree.directory)
+
+
+# --- steps --------------------------------------------------------------------------------------------
+
+
+def _plan(disk: MappedDisk, request: TreeRequest) -> MountPlan:
+    volumes = look.volumes(disk)
+    return look.plan_for(volumes, disk.access, request.purpose, request.root_hint, disk.disk.source)
+
+
+def _carry_out(plan: MountPlan, directory: str, idmap: IdMap | None) -> None:
+    with contextlib.ExitStack() as stack:
+        userns = None
+        if idmap is not None:
+            from mapper_core.linux.idmap import user_namespace
+
+            userns = user_namespace(idmap)
+            stack.callback(os.close, userns)
+        root_fd = -1
+        for mount in plan.mounts:
+            try:
+                with _opened(mount, userns) as mount_fd:
+                    if mount.target == "/":
+                        target_fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                    else:
+                        target_fd = _target(root_fd, mount)
+                    try:
+                        mounts.attach(mount_fd, target_fd)
+                    finally:
+                        os.close(target_fd)
+                    if mount.target == "/":
+                        root_fd = os.dup(mount_fd)
+                        stack.callback(os.close, root_fd)
+            except MapperError as error:
+                if not mount.optional or mount.target == "/":
+                    if isinstance(error, (UnsafePath, NotFound, NotSupported)):
+                        error.hint = error.hint or f"it is the mount point {mount.target} of the image's fstab"
+                    raise
+
+
+@contextlib.contextmanager
+def _opened(mount: Mount, userns: int | None) -> Iterator[int]:
+    """A detached mount with its flags."""
+    options = tuple(option for option in mount.options if option not in MOUNT_ATTRIBUTES)
+    if mount.subvolume:
+        options = (*options, f"subvol={mount.subvolume}")
+    attributes = STAGING
+    for name in set(mount.options) & _ATTRIBUTES.keys():
+        attributes |= _ATTRIBUTES[name]
+    fd = mounts.new_filesystem(
+        mount.fstype, mount.volume.partition.device, options=options, access=mount.access, attributes=attributes
+    )
+    try:
+        if userns is not None:
+            mounts.set_attributes(fd, userns_fd=userns)
+        yield fd
+    except NotSupported as error:
+        raise NotSupported(
+            f"{mount.fstype} on {mount.volume.partition.device} cannot be idmapped by this kernel",
+            subject=mount.target,
+            hint="mount it without an id map",
+        ) from error
+    finally:
+        os.close(fd)
+
+
+def _target(root_fd: int, mount: Mount) -> int:
+    """Open a mount point inside the tree; a missing one is made when the tree is writable, as an init system would."""
+    writable = mount.access is Access.READ_WRITE
+    return beneath.open_directory_in_root(root_fd, mount.target, create=0o755 if writable else None)
+
+
+def _unmount_all(tree: TreeRecord) -> None:
+    """Unmount all mounts at and below the directory, the deepest and newest first."""
+    entries = (*mountinfo.at(tree.directory), *mountinfo.below(tree.directory))
+    for entry in sorted(entries, key=lambda entry: (entry.target.count("/"), entry.id), reverse=True):
+        if entry.source not in tree.devices:
+            raise DeviceBusy(
+                f"{entry.source} ({entry.fstype}) is mounted on {entry.target} and does not belong to the tree",
+                subject=tree.directory,
+                hint=f"unmount it first: umount {entry.target}",
+            )
+        parent, name = os.path.split(entry.target)
+        parent_fd = _open_parent(tree.directory, parent)
+        try:
+            mounts.unmount(name, parent_fd=parent_fd)
+        finally:
+            os.close(parent_fd)
+
+
+def _open_parent(directory: str, parent: str) -> int:
+    """Open the directory that has a mount point; inside of the tree no link can lead out of it."""
+    if parent != directory and not mountinfo.is_below(parent, directory):
+        return os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    root_fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        return beneath.open_in_root(root_fd, parent[len(directory) :] or "/", os.O_PATH | os.O_DIRECTORY)
+    finally:
+        os.close(root_fd)
+
+
+# --- the directory ------------------------------------------------------------------------------------
+
+
+def _is_staging(mapper: Mapper, directory: str) -> bool:
+    return os.path.dirname(directory) == mapper.runtime.mounts
+
+
+def _prepare_directory(mapper: Mapper, directory: str, undo: contextlib.ExitStack) -> str:
+    """Return the real path of the directory; one below ``<runtime>/mounts`` is made."""
+    if not directory.startswith("/"):
+        raise UsageError("the directory must be an absolute path", subject=directory)
+    if _is_staging(mapper, directory):
+        try:
+            os.mkdir(directory, 0o700)
+        except FileExistsError:
+            pass
+        else:
+            undo.callback(lambda: contextlib.suppress(OSError).__enter__() and os.rmdir(directory))
+        return directory
+    real = os.path.realpath(directory)
+    if not os.path.isdir(real):
+        raise UsageError("is not a directory", subject=directory, hint=f"mkdir {directory}")
+    return real
+
+
+def _remove_directory(mapper: Mapper, directory: str) -> None:
+    """Remove a staging directory (it is empty: rmdir never removes content, U-12), and the private mount with the last one."""
+    with contextlib.suppress(FileNotFoundError):
+        os.rmdir(directory)
+    if not os.listdir(mapper.runtime.mounts) and mountinfo.at(mapper.runtime.mounts):
+        with contextlib.suppress(MapperError):
+            mounts.unmount(mapper.runtime.mounts)
+
+
+def make_private(directory: str) -> None:
+    """Make sure that mounts below a directory reach no other mount namespace, where they would hold the device (U-11)."""
+    if mountinfo.at(directory):
+        return
+    fd = mounts.clone_tree(directory, recursive=False)
+    try:
+        mounts.set_attributes(fd, propagation=mounts.Propagation.PRIVATE)
+        target_fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            mounts.attach(fd, target_fd)
+        finally:
+            os.close(target_fd)
+    finally:
+        os.close(fd)
