@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,10 @@ ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
 
-def check(*argv: str | Path) -> None:
-    result = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=110)
+def check(*argv: str | Path, **environment: str) -> None:
+    result = subprocess.run(
+        argv, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=110
+    )
     assert result.returncode == 0, f"{result.stdout}{result.stderr}"
 
 
@@ -35,7 +38,9 @@ def test_mypy_tests() -> None:
     """The tests have no packages, so that each file is a module by its path."""
     directories = ("tests", "plugins", "driver/tests", "benchmarks")
     files = [path for name in directories for path in (ROOT / name).rglob("*.py") if "src" not in path.parts]
-    check(BIN / "mypy", "--namespace-packages", "--explicit-package-bases", "conftest.py", *files)
+    check(
+        BIN / "mypy", "--namespace-packages", "--explicit-package-bases", "conftest.py", *files, MYPYPATH="benchmarks"
+    )
 
 
 def test_import_rules() -> None:
