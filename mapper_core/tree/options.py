@@ -69,9 +69,7 @@ _ALLOWED: dict[str, tuple[str, ...]] = {
 }
 
 #: Options that change nothing for us: they are the default, or they speak to mount(8), systemd and fsck.
-_SILENT = re.compile(
-    "defaults|rw|ro|auto|noauto|nofail|async|exec|nouser|_netdev|x-.*|X-.*|comment=.*|pri=.*|norecovery"
-)
+_SILENT = re.compile("defaults|rw|ro|auto|noauto|nofail|async|exec|nouser|_netdev|x-.*|X-.*|comment=.*|pri=.*")
 
 #: What a filesystem needs so that its journal is not replayed; without it a read-only mount writes, or is refused.
 _NO_REPLAY = {"ext3": "noload", "ext4": "noload", "xfs": "norecovery", "btrfs": "rescue=nologreplay"}

@@ -75,8 +75,10 @@ def choose_root(
         raise _ambiguous(best)
     if best:
         return best[0]
-    if len(candidates) == 1 and all(item.volume != candidates[0] for item in contents):
-        return candidates[0]
+    if len(candidates) == 1:
+        seen = [item for item in contents if item.volume == candidates[0]]
+        if not seen or any(item.has_init or item.has_etc for item in seen):
+            return candidates[0]
     if len(candidates) > 1 and not contents:
         raise _ambiguous(candidates)
     raise no_root(volumes)

@@ -8,10 +8,8 @@ from collections.abc import Iterator
 from mapper_core.model import Filesystem
 from mapper_core.partitions.reader import ReadAt, escape_controls, text
 
-#: Clusters of a directory in which the volume label is looked for.
-_MAX_CLUSTERS = 64
-
-#: Bytes of a directory cluster, or of a fixed root directory, that are read at once.
+#: How much of a root directory is searched for the volume label: clusters, and bytes in all. Tools put it first.
+_MAX_CLUSTERS = 100
 _MAX_DIRECTORY = 1 << 20
 
 
@@ -94,12 +92,13 @@ class _Fat:
         self._mask = mask
 
     def directory(self, cluster: int) -> Iterator[bytes]:
-        """Yield the clusters of a directory, at most :data:`_MAX_CLUSTERS`: a chain may be a loop."""
-        for _ in range(_MAX_CLUSTERS):
-            if not 2 <= cluster < self._entries:
+        """Yield the clusters of a directory, within limits: a chain may be a loop."""
+        for index in range(_MAX_CLUSTERS):
+            left = _MAX_DIRECTORY - index * self._cluster_size
+            if left <= 0 or not 2 <= cluster < self._entries:
                 return
             offset = self._heap + (cluster - 2) * self._cluster_size
-            yield self._read(offset, min(self._cluster_size, _MAX_DIRECTORY))
+            yield self._read(offset, min(self._cluster_size, left))
             raw = self._read(self._table + cluster * 4, 4)
             cluster = int.from_bytes(raw, "little") & self._mask if len(raw) == 4 else 0
 
