@@ -13,7 +13,7 @@ from .opennebula.vm import DiskKind, VmDisk, VmIdentity
 def allowed_dirs(disk: VmDisk, vm: VmIdentity, config: Config) -> tuple[str, ...]:
     """Directories in which files that the disk's image refers to may lie.
 
-    The machine's own directory, the datastore its image came from (a copy on the qcow2 driver has the image as its
+    The machine's own directory, the datastore its image came from (a copy-on-write disk has the image as its
     backing file), and what the administrator adds; not the other machines, nor the images of other datastores.
     """
     dirs = [vm.directory]

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from mapper_core.errors import NotMapped, NotSupported, Refused, UsageError
 
+from .lxd.model import Device, InstanceSpec
 from .opennebula.config import Config
-from .opennebula.vm import Context, DiskKind, IoLimits, Nic, VirtualMachine, VmDisk
+from .opennebula.vm import DiskKind, IoLimits, Nic, VirtualMachine, VmDisk
 from .raw import RAW_LXC, parse_raw
 
 CONTEXT_PATH = "/context"
@@ -35,34 +36,18 @@ class HostFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Device:
-    """A device of a container.
+class BuiltInstance:
+    """What a machine becomes.
 
-    :param options: sorted pairs.
-    """
-
-    name: str
-    options: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class InstanceSpec:
-    """A container as it is to be created.
-
-    :param config: sorted pairs.
-    :param devices: the root first.
-    :param profiles: in the order in which LXD applies them.
+    :param spec: the container, its keys and devices in a stable order.
     :param warnings: what could not be done as wished, one sentence each.
     """
 
-    name: str
-    config: tuple[tuple[str, str], ...]
-    devices: tuple[Device, ...]
-    profiles: tuple[str, ...]
+    spec: InstanceSpec
     warnings: tuple[str, ...] = ()
 
 
-def build_instance(vm: VirtualMachine, config: Config, host: HostFacts, sources: Mapping[int, str]) -> InstanceSpec:
+def build_instance(vm: VirtualMachine, config: Config, host: HostFacts, sources: Mapping[int, str]) -> BuiltInstance:
     """Say what container the machine is.
 
     :param sources: directory on the host where the tree of a disk is mounted, by disk id; of every disk that has a
@@ -76,17 +61,19 @@ def build_instance(vm: VirtualMachine, config: Config, host: HostFacts, sources:
         raise NotSupported("the machine wants PCI devices, which a container cannot have yet", subject=vm.container)
     root = vm.root_disk()
     others = [disk for disk in vm.disks if disk.id != root.id and disk.kind is not DiskKind.SWAP]
-    devices = [root_device(root, host.pool)]
-    devices += [disk_device(disk, _source(sources, disk.id)) for disk in others]
+    devices = {"root": root_device(root, host.pool)}
+    devices |= {f"disk{disk.id}": disk_device(disk, _source(sources, disk.id)) for disk in others}
     if vm.context is not None:
-        devices.append(context_device(vm.context, _source(sources, vm.context.disk_id)))
-    devices += [nic_device(nic) for nic in vm.nics]
+        devices["context"] = context_device(_source(sources, vm.context.disk_id))
+    devices |= {f"eth{nic.id}": nic_device(nic) for nic in vm.nics}
     _refuse_same_path(devices)
-    return InstanceSpec(
-        name=vm.container,
-        config=_config(vm, config, host),
-        devices=tuple(devices),
-        profiles=vm.wishes.profiles or (config.profile,),
+    return BuiltInstance(
+        InstanceSpec(
+            name=vm.container,
+            config=_config(vm, config, host),
+            devices=devices,
+            profiles=vm.wishes.profiles or (config.profile,),
+        ),
         warnings=tuple(
             f"disk {disk.id}: LXD knows one limit of each kind, the iops are left out"
             for disk in (root, *others)
@@ -105,7 +92,7 @@ def _source(sources: Mapping[int, str], disk_id: int) -> str:
 # --- configuration keys -------------------------------------------------------------------------------
 
 
-def _config(vm: VirtualMachine, config: Config, host: HostFacts) -> tuple[tuple[str, str], ...]:
+def _config(vm: VirtualMachine, config: Config, host: HostFacts) -> dict[str, str]:
     keys = {
         "limits.memory": f"{vm.memory_mib}MiB",
         "limits.cpu.allowance": cpu_allowance(vm.cpu),
@@ -121,7 +108,7 @@ def _config(vm: VirtualMachine, config: Config, host: HostFacts) -> tuple[tuple[
     lines = raw_lxc(raw.lxc, host.hook)
     if lines:
         keys[RAW_LXC] = lines
-    return tuple(sorted(keys.items()))
+    return dict(sorted(keys.items()))
 
 
 def _wish(wanted: bool, name: str, config: Config) -> str:
@@ -175,7 +162,7 @@ def root_device(disk: VmDisk, pool: str) -> Device:
     options = {"type": "disk", "path": "/", "pool": pool, **_io_limits(disk.limits)}
     if disk.read_only:
         options["readonly"] = "true"
-    return _device("root", options)
+    return options
 
 
 def disk_device(disk: VmDisk, source: str) -> Device:
@@ -187,12 +174,12 @@ def disk_device(disk: VmDisk, source: str) -> Device:
     :raises UsageError: when ``TARGET`` is a path where nothing may be mounted.
     """
     options = {"type": "disk", "source": source, "path": guest_path(disk), "recursive": "true"}
-    return _device(f"disk{disk.id}", options | _io_limits(disk.limits))
+    return options | _io_limits(disk.limits)
 
 
-def context_device(context: Context, source: str) -> Device:
+def context_device(source: str) -> Device:
     """The files of the contextualisation ISO."""
-    return _device("context", {"type": "disk", "source": source, "path": CONTEXT_PATH, "readonly": "true"})
+    return {"type": "disk", "source": source, "path": CONTEXT_PATH, "readonly": "true"}
 
 
 def nic_device(nic: Nic) -> Device:
@@ -215,7 +202,7 @@ def nic_device(nic: Nic) -> Device:
         options["limits.ingress"] = f"{nic.inbound_avg * 8}kbit"
     if nic.outbound_avg is not None:
         options["limits.egress"] = f"{nic.outbound_avg * 8}kbit"
-    return _device(f"eth{nic.id}", options)
+    return options
 
 
 def guest_path(disk: VmDisk) -> str:
@@ -234,15 +221,15 @@ def _is_in(path: str, directory: str) -> bool:
     return path == directory or path.startswith(f"{directory}/")
 
 
-def _refuse_same_path(devices: list[Device]) -> None:
+def _refuse_same_path(devices: Mapping[str, Device]) -> None:
     seen: dict[str, str] = {}
-    for device in devices:
-        path = dict(device.options).get("path")
+    for name, device in devices.items():
+        path = device.get("path")
         if path is None:
             continue
         if path in seen:
-            raise UsageError(f"{seen[path]} and {device.name} have the same path {path}", subject=path)
-        seen[path] = device.name
+            raise UsageError(f"{seen[path]} and {name} have the same path {path}", subject=path)
+        seen[path] = name
 
 
 def _io_limits(limits: IoLimits) -> dict[str, str]:
@@ -271,7 +258,3 @@ def _dropped(limits: IoLimits) -> bool:
         limits.write_iops,
     ]
     return sum(value is not None for value in given) > len(_io_limits(limits))
-
-
-def _device(name: str, options: dict[str, str]) -> Device:
-    return Device(name, tuple(sorted(options.items())))

@@ -180,7 +180,7 @@ def _boot(template: Fields) -> tuple[BootEntry, ...]:
 
 
 def _raw(template: Fields) -> str:
-    sections = [raw for raw in template.children("RAW") if raw.text("TYPE").lower() == "lxd"]
+    sections = [section for section in template.children("RAW") if section.text("TYPE").lower() == "lxd"]
     if len(sections) > 1:
         raise UsageError("there are several RAW sections of type lxd, expected one", subject="VM/TEMPLATE/RAW")
     return sections[0].multiline("DATA") if sections else ""
