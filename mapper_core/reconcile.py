@@ -1,8 +1,8 @@
 """Clean up after crashes: everything the journal describes is either finished and wanted, or taken away.
 
 Nothing is guessed. A record that a crash left half done is undone; a tree or a mapping whose owner is gone is released; what is in use is left and reported.
-Owners say themselves whether they are alive: an entry point in the group ``mapper.owners``, named like the part of
-the user name before the first ``:``, is a function ``is_alive(user: str) -> bool``.
+Owners speak for themselves: an entry point in the group ``mapper.owners``, named like the part of the user name before the first ``:``,
+is a module with ``is_alive(user: str) -> bool`` and ``let_go(user: str) -> None``, which is called before a dead owner's trees are taken away.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from mapper_core.errors import Busy, MapperError
 from mapper_core.journal import Record, State
@@ -77,7 +78,7 @@ def reconcile(mapper: Mapper, mode: Mode = Mode.REPAIR) -> Report:
 
     for tree in mounted.records(mapper):
         if reason := _why_tree_goes(mapper, tree, alive):
-            attempt("tree", tree.directory, reason, partial(mounted.dismantle, mapper, tree))
+            attempt("tree", tree.directory, reason, partial(_dismantle, mapper, tree, alive))
     for key in mapper.journal.ids():
         try:
             record = mapper.journal.read(key)
@@ -89,6 +90,12 @@ def reconcile(mapper: Mapper, mode: Mode = Mode.REPAIR) -> Report:
     if mode is Mode.REPAIR:
         _remove_temporary_files(mapper)
     return Report(tuple(actions), tuple(problems))
+
+
+def _dismantle(mapper: Mapper, tree: TreeRecord, owners: _Owners) -> None:
+    if not owners(tree.owner):
+        owners.let_go(tree.owner)
+    mounted.dismantle(mapper, tree)
 
 
 def _why_tree_goes(mapper: Mapper, tree: TreeRecord, alive: _Owners) -> str:
@@ -133,23 +140,35 @@ def _is_tree_without_record(mapper: Mapper, user: str) -> bool:
 
 
 class _Owners:
-    """Asks the owners' own functions; one without a function is taken to be alive."""
+    """Asks the owners' own modules; one without a module is taken to be alive."""
 
     def __init__(self) -> None:
-        self._known: dict[str, Callable[[str], bool] | None] = {}
+        self._answers: dict[str, bool] = {}
 
     def __call__(self, user: str) -> bool:
-        prefix, separator, rest = user.partition(":")
-        if prefix == "pid" and separator:
-            return os.path.exists(f"/proc/{rest}") if re.fullmatch(r"[0-9]+", rest) else False
-        if not separator:
-            return True
-        if prefix not in self._known:
-            entries = {entry.name: entry.module for entry in installed(OWNER_GROUP)}
-            module = entries.get(prefix)
-            self._known[prefix] = importlib.import_module(module).is_alive if module else None
-        is_alive = self._known[prefix]
-        return True if is_alive is None else is_alive(user)
+        if user not in self._answers:
+            self._answers[user] = self._ask(user)
+        return self._answers[user]
+
+    def let_go(self, user: str) -> None:
+        """Tell a dead owner to remove what it has built on its trees."""
+        module = self._module(user)
+        if module is not None:
+            module.let_go(user)
+
+    def _ask(self, user: str) -> bool:
+        kind, separator, name = user.partition(":")
+        if kind == "pid" and separator:
+            return name.isdigit() and os.path.exists(f"/proc/{name}")
+        module = self._module(user)
+        return module is None or bool(module.is_alive(user))
+
+    def _module(self, user: str) -> Any:
+        kind = user.partition(":")[0]
+        for entry in installed(OWNER_GROUP):
+            if entry.name == kind:
+                return importlib.import_module(entry.module)
+        return None
 
 
 def _remove_temporary_files(mapper: Mapper) -> None:

@@ -107,7 +107,7 @@ def mount_tree(mapper: Mapper, request: TreeRequest) -> MountedTree:
             record.write(mapper.runtime.trees, tree)
             plan = _plan(disk, request)
             if _is_staging(mapper, directory):
-                make_private(mapper.runtime.mounts)
+                make_shared(mapper.runtime.mounts)
             _carry_out(plan, directory, request.idmap)
             record.write(mapper.runtime.trees, dataclasses.replace(tree, complete=True))
             undo.pop_all()
@@ -309,7 +309,7 @@ def _prepare_directory(mapper: Mapper, directory: str, undo: contextlib.ExitStac
 
 
 def _remove_directory(mapper: Mapper, directory: str) -> None:
-    """Remove a staging directory (it is empty: rmdir never removes content, U-12), and the private mount with the last one."""
+    """Remove a staging directory (it is empty: rmdir never removes content, U-12), and the mount around them with the last one."""
     with contextlib.suppress(FileNotFoundError):
         os.rmdir(directory)
     if not os.listdir(mapper.runtime.mounts) and mountinfo.at(mapper.runtime.mounts):
@@ -317,13 +317,19 @@ def _remove_directory(mapper: Mapper, directory: str) -> None:
             mounts.unmount(mapper.runtime.mounts)
 
 
-def make_private(directory: str) -> None:
-    """Make sure that mounts below a directory reach no other mount namespace, where they would hold the device (U-11)."""
+def make_shared(directory: str) -> None:
+    """Make a directory a mount of its own whose mount events reach the copies of it in other mount namespaces.
+
+    Whoever makes a mount namespace while a tree is mounted (a service of systemd, a container manager) gets a copy of the tree,
+    and a copy holds the device (U-11, L-18). An unmount reaches those copies only through a shared parent: with a private
+    one every such service would keep our disks. In a peer group of our own nothing else is shared (mount_namespaces(7)).
+    """
     if mountinfo.at(directory):
         return
     fd = mounts.clone_tree(directory, recursive=False)
     try:
-        mounts.set_attributes(fd, propagation=mounts.Propagation.PRIVATE)
+        mounts.set_attributes(fd, propagation=mounts.Propagation.PRIVATE)  # leave the group of /run first
+        mounts.set_attributes(fd, propagation=mounts.Propagation.SHARED)
         target_fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             mounts.attach(fd, target_fd)

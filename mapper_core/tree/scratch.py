@@ -22,7 +22,7 @@ SOURCE = "mapper-scratch"
 
 
 def scratch_tree(
-    mapper: Mapper, name: str, *, owner: str, size: int, uid: int, gid: int, fill: Callable[[int], None]
+    mapper: Mapper, name: str, *, owner: str, size: int, uid: int, gid: int, fill: Callable[[int], object]
 ) -> str:
     """Make a read-only tree of files.
 
@@ -47,7 +47,7 @@ def scratch_tree(
         record.write(mapper.runtime.trees, tree)
         with contextlib.suppress(FileExistsError):
             os.mkdir(directory, 0o700)
-        mounted.make_private(mapper.runtime.mounts)
+        mounted.make_shared(mapper.runtime.mounts)
         options = (f"size={size}", "mode=0755", f"uid={uid}", f"gid={gid}")
         fd = mounts.new_filesystem(
             "tmpfs", SOURCE, options=options, access=Access.READ_WRITE, attributes=mounted.STAGING

@@ -38,7 +38,7 @@ def size_needed(path: str) -> int:
     return size + (8 << 20)
 
 
-def extract(path: str, root_fd: int, owner: Owner) -> int:
+def extract(path: str, root_fd: int, *, owner: Owner) -> int:
     """Copy all files of an image.
 
     :param path: the image.

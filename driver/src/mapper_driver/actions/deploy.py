@@ -1,0 +1,121 @@
+"""``deploy``: a machine's disks become the tree of a container, and it starts.
+
+Order of work: check everything, create an empty container, mount its disks with its id map, hand them over, start, and look
+whether it really runs on them. What an earlier step made is undone when a later one fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+
+from mapper_core.linux import mountinfo
+from mapper_core.model import IdMap
+
+from mapper_driver.actions.node import Node
+from mapper_driver.errors import InstanceNotFound, InstanceRunning, TreeNotPlaced
+from mapper_driver.instance import STATUS_KEY, HostFacts, build_instance
+from mapper_driver.lxd import hook, placement
+from mapper_driver.lxd.model import InstanceSpec, InstanceState, Status
+from mapper_driver.opennebula.vm import DiskKind, VirtualMachine
+from mapper_driver.storage import Staged
+
+
+def deploy(vm: VirtualMachine, node: Node) -> str:
+    """Start a machine; return the name of its container.
+
+    :raises InstanceRunning: it runs already; nothing was touched.
+    :raises MapperError: afterwards no container, device or mount of it is left.
+    """
+    container = vm.container
+    storage = node.storage(container)
+    built = build_instance(vm, node.config, _facts(vm, node), _directories(vm, node))
+    for warning in built.warnings:
+        node.log.warning(warning)
+    _remove_leftovers(container, node)
+    with contextlib.ExitStack() as undo:
+        undo.callback(node.undo, container)
+        node.client.create(_without_disks(built.spec))
+        idmap = node.client.idmap(container)
+        root = storage.stage(vm, vm.root_disk(), idmap)
+        others = [
+            storage.stage(vm, disk, idmap)
+            for disk in vm.disks
+            if disk.id != root.disk_id and disk.kind is not DiskKind.SWAP
+        ]
+        if vm.context is not None:
+            others.append(storage.stage_context(vm.context, idmap))
+        _hand_over(built.spec, root, others, idmap, node)
+        state = node.client.start(container, deadline_seconds=node.config.start_timeout)
+        _verify(built.spec, state, root, node)
+        node.client.set_config(container, {STATUS_KEY: None})
+        undo.pop_all()
+    return container
+
+
+def _facts(vm: VirtualMachine, node: Node) -> HostFacts:
+    pool = node.config.pool or node.client.default_pool(node.config.profile)
+    return HostFacts(pool=pool, hook=hook.command(node.mapper.runtime, vm.container, node.client.daemon_pid()))
+
+
+def _directories(vm: VirtualMachine, node: Node) -> dict[int, str]:
+    """Where the trees will be; known before they are, so that the whole container can be checked first."""
+    ids = [disk.id for disk in vm.disks] + ([vm.context.disk_id] if vm.context else [])
+    return {disk_id: node.storage(vm.container).directory(disk_id) for disk_id in ids}
+
+
+def _remove_leftovers(container: str, node: Node) -> None:
+    """Make room: a stopped container of that name is what a failed action left, its disks hold all that matters."""
+    with contextlib.suppress(InstanceNotFound):
+        status = node.client.instance(container).status
+        if status is not Status.STOPPED:
+            raise InstanceRunning(
+                f"the container exists and is {status.name.lower()}", subject=container, hint="shut it down first"
+            )
+        node.log.info(f"removing the stopped container {container} and what is left of its disks")
+    node.remove(container)
+
+
+def _without_disks(spec: InstanceSpec) -> InstanceSpec:
+    """The container as it can be created: LXD wants the sources of disks to exist, and their owners need its id map first."""
+    devices = {name: device for name, device in spec.devices.items() if "source" not in device}
+    return dataclasses.replace(spec, devices=devices)
+
+
+def _hand_over(spec: InstanceSpec, root: Staged, others: list[Staged], idmap: IdMap | None, node: Node) -> None:
+    container = spec.name
+    rootfs = node.client.rootfs(node.client.instance(container))
+    daemon = node.client.daemon_pid()
+    placement.prepare_rootfs(rootfs, daemon)
+    record = placement.describe(container, rootfs, root.directory)
+    placement.write(node.mapper.runtime, record)
+    if idmap is not None and root.idmapped:
+        node.client.keep_owners(container)
+        placement.place(record, daemon)
+    elif idmap is not None:
+        placement.place_twice(record, daemon)
+    shifted = {staged.directory for staged in others if not staged.idmapped} if idmap is not None else set()
+    devices = {name: dict(device) for name, device in spec.devices.items() if "source" in device}
+    for device in devices.values():
+        if device["source"] in shifted:
+            device["shift"] = "true"
+    if devices:
+        node.client.set_devices(container, devices)
+
+
+def _verify(spec: InstanceSpec, state: InstanceState, root: Staged, node: Node) -> None:
+    """Look at what the container's first process sees, not at exit codes (L-04).
+
+    :raises TreeNotPlaced: its root or a disk is not what was handed over.
+    """
+    inside = {entry.target: entry for entry in mountinfo.entries(state.pid)}
+    wanted = mountinfo.at(root.directory)[-1]
+    found = inside.get("/")
+    if found is None or (found.device, found.root) != (wanted.device, wanted.root):
+        raise TreeNotPlaced(
+            f"the container runs on {found.source if found else 'nothing'} instead of {wanted.source}",
+            subject=spec.name,
+        )
+    for name, device in spec.devices.items():
+        if "source" in device and device["path"] not in inside:
+            raise TreeNotPlaced(f"{name} did not appear at {device['path']} in the container", subject=spec.name)

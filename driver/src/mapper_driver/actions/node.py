@@ -1,0 +1,57 @@
+"""What every action needs: the node it runs on."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+from mapper_core.errors import MapperError
+from mapper_core.mapping import Mapper
+
+from mapper_driver.errors import InstanceNotFound
+from mapper_driver.lxd import placement
+from mapper_driver.lxd.client import LxdClient
+from mapper_driver.opennebula.config import Config
+from mapper_driver.opennebula.framing import Log
+from mapper_driver.storage import Storage
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """The node: its daemon, its disks, its options."""
+
+    mapper: Mapper
+    client: LxdClient
+    config: Config
+    log: Log
+
+    def storage(self, container: str) -> Storage:
+        """The disks of a container."""
+        return Storage(self.mapper, container, self.config, self.log)
+
+    def remove(self, container: str) -> None:
+        """Remove a stopped container and take its disks back. Whatever is gone already is fine.
+
+        The tree is taken out of the container's directory before the daemon deletes that, and the daemon is only asked when
+        nothing is mounted there (U-12).
+
+        :raises InstanceRunning: it runs.
+        :raises TreeStillPlaced: something is mounted in its directory that cannot be taken away.
+        :raises DeviceBusy: a disk is still in use.
+        """
+        record = placement.read(placement.record_path(self.mapper.runtime, container))
+        if record is not None:
+            placement.unplace(record, self.client.daemon_pid())
+        with contextlib.suppress(InstanceNotFound):
+            self.client.delete(container)
+        self.storage(container).release()
+        placement.forget(self.mapper.runtime, container)
+
+    def undo(self, container: str) -> None:
+        """Remove what a failed action has made, as far as possible; what is left is for ``mapper-cli reconcile``."""
+        try:
+            with contextlib.suppress(InstanceNotFound):
+                self.client.stop(container)
+            self.remove(container)
+        except MapperError as error:
+            self.log.warning(f"the clean-up is not complete: {error}; run: mapper-cli reconcile")

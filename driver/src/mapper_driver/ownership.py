@@ -1,0 +1,80 @@
+"""Containers as owners of trees, as ``mapper-cli reconcile`` asks about them (entry point ``lxd`` in ``mapper.owners``).
+
+Errs on the side of the living: a container is gone only when no action works on it, nobody uses its disks, and the daemon (if there is one)
+knows no such container or one that an interrupted action never finished.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from mapper_core.errors import Busy, MapperError, NotFound
+from mapper_core.linux import holders, locks, namespaces
+from mapper_core.mapping import Mapper
+from mapper_core.tree import mounted
+
+from mapper_driver.errors import InstanceNotFound, LxdUnavailable
+from mapper_driver.instance import STATUS_KEY
+from mapper_driver.lxd import placement
+from mapper_driver.lxd.client import LxdClient
+from mapper_driver.lxd.model import Status
+
+
+def container_of(user: str) -> str:
+    """The container in ``lxd:<container>``."""
+    return user.partition(":")[2]
+
+
+def lock_path(mapper: Mapper, container: str) -> str:
+    """The lock that every action on a container holds."""
+    return f"{mapper.runtime.locks}/container-{container}"
+
+
+def is_alive(user: str) -> bool:
+    """Say whether a container exists and may use its disks."""
+    mapper, container = Mapper.open(), container_of(user)
+    try:
+        with locks.try_lock(lock_path(mapper, container)):
+            return _is_used(mapper, user) or _is_known(container)
+    except Busy:
+        return True
+
+
+def let_go(user: str) -> None:
+    """Remove what is left of a container that is gone, so that its disks can be released.
+
+    :raises TreeStillPlaced: something is mounted in its directory that cannot be taken away.
+    """
+    mapper, container = Mapper.open(), container_of(user)
+    record = placement.read(placement.record_path(mapper.runtime, container))
+    client: LxdClient | None = None
+    with contextlib.suppress(LxdUnavailable):
+        client = LxdClient.connect()
+    if record is not None:
+        placement.unplace(record, client.daemon_pid() if client else os.getpid())
+    if client is not None:
+        with contextlib.suppress(InstanceNotFound):
+            client.delete(container)
+    placement.forget(mapper.runtime, container)
+
+
+def _is_known(container: str) -> bool:
+    try:
+        found = LxdClient.connect().instance(container)
+    except (LxdUnavailable, InstanceNotFound):
+        return False
+    return found.status is not Status.STOPPED or STATUS_KEY not in found.config
+
+
+def _is_used(mapper: Mapper, user: str) -> bool:
+    """Whether a filesystem of the container's disks is mounted in another mount namespace: a container runs on it."""
+    here = namespaces.mount_namespace_id()
+    for tree in mounted.records(mapper):
+        if tree.owner != user:
+            continue
+        for device in tree.devices[:1]:
+            with contextlib.suppress(NotFound, MapperError):
+                if any(item.namespace not in (0, here) for item in holders.holders(device)):
+                    return True
+    return False

@@ -1,0 +1,78 @@
+"""Volatile disks: the one case in which a filesystem is made, and it is made exactly once.
+
+OpenNebula hands over an empty image and keeps it over poweroff and resume, where the disk is "deployed" again. So the content
+decides: a filesystem is left alone, zeros are formatted, anything else is an error (C-10: a live volume was re-formatted because
+looking at it had failed).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from mapper_core.errors import CorruptImage, UsageError
+from mapper_core.mapping import Mapper
+from mapper_core.partitions import nodes
+from mapper_core.partitions.reader import ReadAt
+from mapper_core.process import run
+from mapper_core.tree import superblock
+from mapper_core.tree.mounted import TreeRequest
+
+#: Filesystems that may be asked for, and how they are made without questions. None of them formats over something it recognises.
+MAKERS: dict[str, tuple[str, ...]] = {
+    "ext2": ("mkfs.ext2", "-q"),
+    "ext3": ("mkfs.ext3", "-q"),
+    "ext4": ("mkfs.ext4", "-q"),
+    "xfs": ("mkfs.xfs", "-q"),
+    "btrfs": ("mkfs.btrfs", "-q"),
+}
+
+#: Bytes at both ends of a disk in which all known filesystems and tables have their signatures.
+SIGNATURE_AREA = 1 << 20
+
+MKFS_SECONDS = 600
+
+
+def ensure_filesystem(mapper: Mapper, request: TreeRequest, filesystem: str) -> str:
+    """Make a filesystem on a volatile disk that has none yet.
+
+    :param request: of the disk; it is mapped and unmapped here.
+    :param filesystem: one of :data:`MAKERS`.
+    :returns: the filesystem that was made; empty when there was one already.
+    :raises UsageError: nobody knows how to make it.
+    :raises CorruptImage: the disk is neither empty nor has a filesystem.
+    """
+    if filesystem not in MAKERS:
+        raise UsageError(
+            f"a volatile disk cannot have the filesystem {filesystem!r}", hint=f"one of: {', '.join(MAKERS)}"
+        )
+    user = f"pid:{os.getpid()}"
+    disk = mapper.map(request.disk, request.options, user=user)
+    try:
+        marker = f"{mapper.runtime.root}/making-{disk.id}"
+        interrupted = os.path.exists(marker)
+        with nodes.reader(disk.device) as reader:
+            if not interrupted:
+                if superblock.probe(reader.read, reader.size).type or disk.table.scheme != "none":
+                    return ""
+                if not _is_empty(reader.read, reader.size):
+                    raise CorruptImage(
+                        "the volatile disk is neither empty nor has a known filesystem; it is not formatted",
+                        subject=request.disk.source,
+                        hint="look at it; to start afresh, replace it by an empty image",
+                    )
+        # a kill in the middle of mkfs leaves a disk that is neither empty nor has a filesystem: the marker says that this was us
+        os.close(os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        force = ("-f",) if interrupted and filesystem in ("xfs", "btrfs") else ("-F",) if interrupted else ()
+        run((*MAKERS[filesystem], *force, disk.device), timeout=MKFS_SECONDS, subject=request.disk.source)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(marker)
+        return filesystem
+    finally:
+        mapper.unmap(disk.id, user=user)
+
+
+def _is_empty(read: ReadAt, size: int) -> bool:
+    """Read both signature areas whole; a read error is an error, never 'empty'."""
+    area = min(size, SIGNATURE_AREA)
+    return not any(read(0, area)) and not any(read(size - area, area))
