@@ -69,6 +69,19 @@ def device_number(path: str) -> int:
     return status.st_rdev
 
 
+def number_without_asking(path: str) -> int:
+    """The device number of a block device, without any request to a file server that may be dead; -1 for other files.
+
+    :raises OSError: when there is no such file.
+    """
+    from mapper_core.linux.syscalls import statx_without_sync
+
+    status = statx_without_sync(path)
+    (mode,) = struct.unpack_from("=H", status, 0x1C)
+    major, minor = struct.unpack_from("=II", status, 0x80)
+    return os.makedev(major, minor) if stat.S_ISBLK(mode) else -1
+
+
 def sysfs_directory(number: int) -> str:
     """The sysfs directory of a block device, such as ``/sys/devices/virtual/block/loop0``.
 

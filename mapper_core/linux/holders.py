@@ -200,23 +200,21 @@ def _filesystems(devices: dict[int, str]) -> Iterator[Holder]:
 
 
 def _openers(devices: dict[int, str]) -> Iterator[Holder]:
-    names = tuple(devices.values())
     for pid in _processes():
         seen: set[int] = set()
         for fd in _names(f"/proc/{pid}/fd"):
             path = f"/proc/{pid}/fd/{fd}"
             try:
-                link = os.readlink(path)
-                # stat() on a file of a dead FUSE or NFS server hangs, so only links that look like a device are
-                # followed.
-                if not (link.startswith("/dev/") or link.endswith(names) or link.endswith(" (deleted)")):
+                if not os.readlink(path).startswith("/"):  # a socket, a pipe ...
                     continue
-                status = os.stat(path)
+                # The name says nothing (a container has its own nodes), and stat() on a file of a dead FUSE or NFS
+                # server hangs.
+                number = block.number_without_asking(path)
             except OSError:
                 continue
-            if stat.S_ISBLK(status.st_mode) and status.st_rdev in devices and status.st_rdev not in seen:
-                seen.add(status.st_rdev)
-                yield Holder(HolderKind.PROCESS, devices[status.st_rdev], pid, _process_name(pid))
+            if number in devices and number not in seen:
+                seen.add(number)
+                yield Holder(HolderKind.PROCESS, devices[number], pid, _process_name(pid))
 
 
 def _open_in_mount(pid: int, mount_id: int) -> str:
