@@ -47,8 +47,6 @@ HARMLESS = (
     "limits.processes",
     "lxc.cap.drop",
     "lxc.environment",
-    "lxc.prlimit.nofile",
-    "lxc.prlimit.nproc",
     "lxc.pty.max",
     "lxc.signal.*",
     "lxc.tty.max",
@@ -57,7 +55,7 @@ HARMLESS = (
     "security.syscalls.deny",
     "user.*",
 )
-"""What any template may set. A ``*`` stands for any end."""
+"""What any template may set. A ``*`` stands for any end. LXD 5.0 accepts them all; it refuses ``lxc.prlimit.*``."""
 NEVER = (
     "lxc.idmap",
     "lxc.include",
@@ -68,7 +66,7 @@ NEVER = (
 )
 """What cannot be allowed either: the driver and the daemon would no longer agree about the container.
 
-``raw.lxc`` itself is judged line by line. LXD 5.0 refuses ``lxc.idmap`` too.
+``raw.lxc`` itself is judged line by line. LXD 5.0 accepts all of these in it.
 """
 
 _KEY = re.compile(r"[a-z][A-Za-z0-9_.-]{0,199}")

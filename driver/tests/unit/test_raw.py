@@ -36,13 +36,13 @@ def test_nothing(data: str) -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        "lxc.prlimit.nofile = 1024\nlxc.environment = A=b",
-        "raw.lxc=lxc.prlimit.nofile=1024\nlxc.environment=A=b",
-        json.dumps({"raw.lxc": "lxc.prlimit.nofile = 1024\n# why\n\nlxc.environment = A=b"}),
+        "lxc.tty.max = 4\nlxc.environment = A=b",
+        "raw.lxc=lxc.tty.max=4\nlxc.environment=A=b",
+        json.dumps({"raw.lxc": "lxc.tty.max = 4\n# why\n\nlxc.environment = A=b"}),
     ],
 )
 def test_lines_of_lxc_are_kept(data: str) -> None:
-    assert parse_raw(data).lxc == ("lxc.prlimit.nofile = 1024", "lxc.environment = A=b")
+    assert parse_raw(data).lxc == ("lxc.tty.max = 4", "lxc.environment = A=b")
 
 
 def test_values_with_equals_signs() -> None:
