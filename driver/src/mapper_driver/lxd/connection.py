@@ -1,0 +1,165 @@
+"""Requests to LXD and Incus: the only importer of pylxd, and that inside of functions (it costs 0.1 s).
+
+pylxd carries the requests; waiting is done here, because pylxd waits without a deadline and takes a finished operation that
+the daemon has forgotten (after about 5 s) for a failure (L-13, L-14). Whenever an operation is lost or late, the caller's
+look at the instance decides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from mapper_core.errors import DeadlineExceeded
+from mapper_driver.errors import InstanceNotFound, LxdFailed, LxdUnavailable
+from mapper_driver.lxd.answers import WRITABLE
+
+REQUEST_SECONDS = 30.0
+OPERATION_SECONDS = 120.0
+_RETRIES = 16  # of a change that lost against another one
+
+
+class Changed(LxdFailed):
+    """Is raised when an object was changed by somebody else since it was read (HTTP 412)."""
+
+
+class Connection:
+    """A connection to one daemon.
+
+    :ivar socket: real path of its socket.
+    :ivar about: its answer to ``GET /1.0``.
+    :ivar seconds: time spent in requests so far: waiting for the daemon, not our own work.
+    """
+
+    def __init__(self, path: str) -> None:
+        """Connect.
+
+        :raises LxdUnavailable: nobody answers there; the message says why.
+        :raises LxdFailed: the daemon refuses us.
+        """
+        import socket
+
+        try:
+            with socket.socket(
+                socket.AF_UNIX, socket.SOCK_STREAM
+            ) as probe:  # before 0.1 s of import, and for a clear reason
+                probe.settimeout(REQUEST_SECONDS)
+                probe.connect(path)
+        except OSError as error:
+            raise LxdUnavailable(f"{path}: {error.strerror or error}", subject=path) from error
+        from urllib.parse import quote
+
+        import pylxd
+
+        self.socket = os.path.realpath(path)
+        self.seconds = 0.0
+        url = f"http+unix://{quote(self.socket, safe='')}"
+        session = pylxd.client.get_session_for_url(url)
+        session.trust_env = False  # no proxy of the environment for a local socket
+        session.headers["Connection"] = "close"  # pylxd would keep one connection open for each path ever asked for
+        with self._talking("connect", ""):
+            client = pylxd.Client(endpoint=url, session=session, timeout=REQUEST_SECONDS)
+        self.api = client.api
+        self.about: dict[str, Any] = client.host_info
+
+    def get(self, node: Any, what: str, name: str, **arguments: Any) -> Any:
+        """Make a GET request. See :meth:`send`."""
+        return self.send(node.get, what, name, **arguments)
+
+    def send(self, call: Callable[..., Any], what: str, name: str, **arguments: Any) -> Any:
+        """Make a request.
+
+        :param call: method of a pylxd API node, such as ``connection.api.instances.post``.
+        :param what: what it is for, completes "cannot ...".
+        :param name: the instance it is about; empty for none.
+        :returns: the answer, a ``requests.Response``.
+        :raises InstanceNotFound: HTTP 404.
+        :raises Changed: HTTP 412.
+        :raises LxdFailed: every other refusal.
+        :raises LxdUnavailable: the daemon is gone.
+        :raises DeadlineExceeded: it does not answer.
+        """
+        arguments.setdefault("timeout", REQUEST_SECONDS)
+        with self._talking(what, name):
+            return call(**arguments)
+
+    def wait(
+        self, answer: Any, what: str, name: str, settled: Callable[[], bool], deadline_seconds: float
+    ) -> dict[str, Any]:
+        """Wait for the operation that a request started.
+
+        :param settled: whether the wanted state is reached; asked when the operation is lost or late.
+        :returns: the operation; empty when it is lost and ``settled``, or when there was nothing to wait for.
+        :raises LxdFailed: it failed, or is lost and not ``settled``.
+        :raises DeadlineExceeded: it is late and not ``settled``.
+        """
+        body = answer.json()
+        if body.get("type") != "async":
+            return {}
+        node = self.api.operations[str(body["operation"]).rsplit("/", 1)[-1]].wait
+        until = time.monotonic() + deadline_seconds
+        while (left := until - time.monotonic()) > 0:
+            seconds = max(1, min(round(left), 60))
+            try:
+                done = self.get(node, what, name, params={"timeout": str(seconds)}, timeout=seconds + REQUEST_SECONDS)
+            except InstanceNotFound as error:
+                if settled():
+                    return {}
+                raise LxdFailed(f"cannot {what}: the daemon has forgotten the operation", subject=name) from error
+            operation: dict[str, Any] = done.json().get("metadata") or {}
+            code = operation.get("status_code", 0)
+            if code == 200:
+                return operation
+            if code >= 400:
+                reason = operation.get("err") or operation.get("status")
+                raise LxdFailed(f"cannot {what}: {reason}", subject=name)
+        if settled():
+            return {}
+        raise DeadlineExceeded(f"cannot {what}: not done after {deadline_seconds:g} s", subject=name)
+
+    def change(self, node: Any, what: str, name: str, edit: Callable[[dict[str, Any]], None]) -> None:
+        """Read an instance, edit its description, write it back; again when somebody else was faster (L-12).
+
+        :param edit: changes the description in place; without a change nothing is sent.
+        """
+        for _ in range(_RETRIES):
+            found = self.get(node, what, name)
+            body = {key: found.json()["metadata"].get(key) for key in WRITABLE}
+            body["config"], body["devices"] = body["config"] or {}, body["devices"] or {}
+            before = (dict(body["config"]), dict(body["devices"]))
+            edit(body)
+            if before == (body["config"], body["devices"]):
+                return
+            headers = {"If-Match": found.headers.get("ETag", "")}
+            try:
+                answer = self.send(node.put, what, name, json=body, headers=headers)
+            except Changed:
+                continue
+            self.wait(answer, what, name, lambda: False, OPERATION_SECONDS)
+            return
+        raise LxdFailed(f"cannot {what}: others change it all the time", subject=name)
+
+    @contextlib.contextmanager
+    def _talking(self, what: str, name: str) -> Iterator[None]:
+        """Count the time and give the failures their types."""
+        import requests
+        from pylxd import exceptions
+
+        begun = time.monotonic()
+        try:
+            yield
+        except exceptions.NotFound as error:
+            raise InstanceNotFound(f"cannot {what}: {error}", subject=name) from error
+        except exceptions.LXDAPIException as error:
+            kind = Changed if error.response.status_code == 412 else LxdFailed
+            raise kind(f"cannot {what}: {error}", subject=name) from error
+        except requests.Timeout as error:
+            raise DeadlineExceeded(f"cannot {what}: the daemon does not answer", subject=name or self.socket) from error
+        except (requests.RequestException, exceptions.ClientConnectionFailed) as error:
+            hint = "see whether the daemon runs"
+            raise LxdUnavailable(f"cannot {what}: the daemon is gone", subject=self.socket, hint=hint) from error
+        finally:
+            self.seconds += time.monotonic() - begun

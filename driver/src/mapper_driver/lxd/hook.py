@@ -1,0 +1,134 @@
+"""LXC's pre-start hook: places the tree of a container before every start. Run by LXC as root, see lxc.container.conf(5).
+
+It must be fast, and end the start with a clear line when there is no tree to place. LXC shows a hook's output in its log only at a
+level that LXD does not set, so the reason also goes to syslog and into a file next to the placement, where
+:func:`last_failure` finds it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+
+from mapper_core.errors import MapperError, UsageError
+from mapper_core.linux import namespaces
+from mapper_core.runtime import Runtime
+from mapper_driver.errors import TreeNotPlaced
+from mapper_driver.lxd import placement
+
+#: The key of ``raw.lxc`` that calls us.
+KEY = "lxc.hook.pre-start"
+
+
+def command(runtime: Runtime, container: str, daemon_pid: int) -> str:
+    """The hook's command line. LXC hands it to ``/bin/sh -c``.
+
+    A daemon with a mount namespace of its own may not see our interpreter (the snap does not), so the hook is started in
+    the first namespace and finds the way back by its parent, LXC's monitor.
+    """
+    argv = [sys.executable, "-I", "-m", __name__, placement.record_path(runtime, container)]
+    here = namespaces.mount_namespace_id()
+    if namespaces.mount_namespace_id(daemon_pid) != here:
+        host = placement.host_process(here)
+        if host:
+            argv = ["nsenter", f"--mount=/proc/{host}/ns/mnt", "--", *argv]
+    return shlex.join(argv)
+
+
+def raw_lxc(hook_command: str, user_lines: str = "") -> str:
+    """The value of ``raw.lxc``: the user's own lines, then the hook. LXC runs all hooks of a kind, in this order.
+
+    :raises UsageError: a line is not ``key = value`` with a key of LXC's, so that it could hide what follows.
+    """
+    lines = []
+    for line in user_lines.splitlines():
+        text = line.strip()
+        if text and not text.startswith("#"):
+            key, equals, _ = text.partition("=")
+            if not equals or not key.strip().startswith("lxc."):
+                raise UsageError(f"is not a line of an LXC configuration: {text}", subject="RAW")
+            lines.append(text)
+    return "\n".join([*lines, f"{KEY} = {hook_command}"])
+
+
+def failure_path(record: str) -> str:
+    """Where the hook leaves the reason of a failure."""
+    return record.removesuffix(".json") + ".failed"
+
+
+def last_failure(runtime: Runtime, container: str) -> str:
+    """Why the hook refused the last start; empty when it did not."""
+    path = failure_path(placement.record_path(runtime, container))
+    with contextlib.suppress(FileNotFoundError, ValueError, AttributeError):
+        with open(path, "rb") as file:
+            found = json.loads(file.read())
+        return f"{found.get('message', '')} ({found['hint']})" if found.get("hint") else str(found.get("message", ""))
+    return ""
+
+
+def forget_failure(runtime: Runtime, container: str) -> None:
+    """Remove what :func:`last_failure` shows."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(failure_path(placement.record_path(runtime, container)))
+
+
+def run(record: str, environment: Mapping[str, str], parent: int) -> None:
+    """Place the tree of the container that LXC is about to start.
+
+    :param record: file with the placement.
+    :param environment: with LXC_NAME and LXC_ROOTFS_PATH.
+    :param parent: process of LXC; the mount namespace it is in is the one the container is made from.
+    """
+    wanted = placement.read(record)
+    if wanted is None:
+        raise TreeNotPlaced(
+            "its disks are not mounted, the host was probably booted since",
+            subject=environment.get("LXC_NAME", record),
+            hint="let OpenNebula deploy the virtual machine again",
+        )
+    # "dir:/path" when lxc.rootfs.path has the prefix and LXC has not taken it off
+    rootfs = environment.get("LXC_ROOTFS_PATH", "").removeprefix("dir:")
+    if rootfs != wanted.rootfs:
+        raise TreeNotPlaced(f"LXC starts it from {rootfs}, and not from {wanted.rootfs}", subject=wanted.container)
+    placement.place(wanted, parent)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the hook; the exit status other than 0 ends the start. LXC may append arguments of its own."""
+    if not arguments or not arguments[0].endswith(".json"):
+        print("usage: python -m mapper_driver.lxd.hook RECORD.json", file=sys.stderr)
+        return 2
+    record = arguments[0]
+    try:
+        run(record, os.environ, os.getppid())
+    except MapperError as error:
+        return _failed(record, error)
+    except Exception as error:  # a bug must not end in silence: nobody sees a traceback here
+        return _failed(record, TreeNotPlaced(f"unexpected {type(error).__name__}: {error}"))
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(failure_path(record))
+    return 0
+
+
+def _failed(record: str, error: MapperError) -> int:
+    import syslog
+
+    name = os.environ.get("LXC_NAME", "?")
+    text = f"container {name} cannot start: {error}"
+    print(f"mapper: {text}", file=sys.stderr)
+    syslog.openlog("mapper-driver", syslog.LOG_PID, syslog.LOG_DAEMON)
+    syslog.syslog(syslog.LOG_ERR, text)
+    with contextlib.suppress(OSError):
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(failure_path(record), flags, 0o600)
+        with open(fd, "w", encoding="utf-8") as file:
+            json.dump(error.to_json(), file)
+    return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

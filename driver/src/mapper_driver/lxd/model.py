@@ -1,0 +1,136 @@
+"""What the driver knows of an LXD instance: frozen, typed, without access to the daemon."""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mapper_core.errors import UsageError
+
+#: A device as LXD describes it: ``{"type": "disk", "path": "/", "pool": "default"}``.
+Device = Mapping[str, str]
+
+_NAME = re.compile(r"[A-Za-z](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+
+
+def check_name(name: str) -> str:
+    """Return the name of an instance if LXD would accept it (a host name of at most 63 characters).
+
+    It becomes a part of paths, URLs and file names, so nothing else may reach those.
+
+    :raises UsageError: for all other text.
+    """
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"{name!r} is not a name of an instance", subject=name)
+    return name
+
+
+class Status(enum.Enum):
+    """States of an instance; LXD's transitional states count as ``OTHER``."""
+
+    RUNNING = "Running"
+    STOPPED = "Stopped"
+    FROZEN = "Frozen"
+    ERROR = "Error"
+    OTHER = ""
+
+    @classmethod
+    def parse(cls, text: object) -> Status:
+        """Understand LXD's word; one that is new to us is ``OTHER``."""
+        return next((status for status in cls if status.value == text and text), cls.OTHER)
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceSpec:
+    """An instance as it is to be created.
+
+    :param config: LXD's configuration keys, such as ``limits.memory``; also ``user.*``.
+    :param devices: by name.
+    :param profiles: applied in this order.
+    """
+
+    name: str
+    config: Mapping[str, str] = field(default_factory=dict)
+    devices: Mapping[str, Device] = field(default_factory=dict)
+    profiles: tuple[str, ...] = ("default",)
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """An instance as LXD describes it.
+
+    :param config: its own keys, the ``volatile.*`` ones included.
+    :param devices: its own devices.
+    :param all_config: with those of its profiles.
+    :param all_devices: with those of its profiles.
+    :param etag: version of the description, for a change that must not overwrite somebody else's.
+    """
+
+    name: str
+    status: Status
+    config: Mapping[str, str]
+    devices: Mapping[str, Device]
+    all_config: Mapping[str, str]
+    all_devices: Mapping[str, Device]
+    profiles: tuple[str, ...] = ()
+    description: str = ""
+    architecture: str = ""
+    etag: str = ""
+
+    @property
+    def root_pool(self) -> str:
+        """Name of the storage pool of the root disk; empty when a profile gives none."""
+        for device in self.all_devices.values():
+            if device.get("type") == "disk" and device.get("path") == "/":
+                return device.get("pool", "")
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceState:
+    """What an instance uses now. A counter that LXD does not report is ``None``, never 0 (N-04).
+
+    :param pid: its first process, as the daemon's pid namespace numbers it; 0 when it does not run.
+    :param cpu_ns: processor time since its start, nanoseconds.
+    :param memory: bytes in use.
+    :param received: bytes received on all interfaces except loopback.
+    :param sent: bytes sent, the same.
+    """
+
+    status: Status
+    pid: int = 0
+    processes: int | None = None
+    cpu_ns: int | None = None
+    memory: int | None = None
+    received: int | None = None
+    sent: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """The daemon.
+
+    :param product: ``lxd`` or ``incus``.
+    :param pid: process id it reports.
+    """
+
+    product: str
+    version: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExecResult:
+    """How a command inside of an instance ended."""
+
+    status: int
+    stdout: bytes
+    stderr: bytes
+
+
+def counter(value: object) -> int | None:
+    """A counter of the API: a whole number that is not negative, or ``None``."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

@@ -1,0 +1,314 @@
+"""Placing the tree of a disk where LXD expects a container's own files.
+
+LXD up to 5.0 unmounts whatever is on a container's root directory at every start (``umount2(rootfs, MNT_DETACH)`` in its
+startCommon(), left over from shiftfs); later versions and Incus do not. So the tree is not mounted there once: LXC calls
+our hook (:mod:`mapper_driver.lxd.hook`) before each start, after that unmount, and the hook places a clone of the staged
+tree if there is none. A guest's reboot, ``lxc restart`` and stop/start all come by the hook. After a stop the clone stays
+where it is until :func:`unplace`.
+
+The daemon may have a mount namespace of its own (the snap, a container). The clone is made detached in the namespace of the
+staged tree and attached in the daemon's; a descriptor can be carried from one to the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mapper_core.errors import DeviceBusy, KernelError, MapperError, NotFound, NotMapped
+from mapper_core.journal import read_json, remove_json, write_json
+from mapper_core.linux import mountinfo, mounts, namespaces, process_info
+from mapper_core.linux.mounts import MountAttribute, Propagation
+from mapper_core.linux.process_info import ProcessInfo
+from mapper_core.model import IdMap, IdRange
+from mapper_core.runtime import Runtime, boot_id
+from mapper_driver.errors import TreeNotPlaced, TreeStillPlaced
+from mapper_driver.lxd.model import check_name
+
+VERSION = 1
+
+#: Processes that live in the first mount namespace, if it can be entered at all: init, and kthreadd which never dies.
+_HOST_PROCESSES = (1, 2)
+
+#: This thread, not this process: setns(2) moves a thread.
+_HERE = "thread-self"
+
+#: Mounts that are peeled off one directory at most; more are no accident (U-10).
+_STACK_LIMIT = 16
+
+#: The staged tree is nosuid for the users of the host; in the container sudo has to work (L-09). It stays nodev: a container
+#: gets its devices from LXD.
+_CLEAR = MountAttribute.NOSUID
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A staged tree and the container it belongs to.
+
+    :param container: name of the instance.
+    :param rootfs: the container's root directory, as the daemon sees it (:meth:`LxdClient.rootfs`).
+    :param staging: directory on which the tree is mounted; canonical.
+    :param device: (major, minor) of the filesystem on it, as mountinfo shows it.
+    :param root: directory of that filesystem which is its root (btrfs subvolumes).
+    :param namespace: mount namespace in which it is mounted (inode number).
+    :param boot: boot in which that was.
+    :param idmap: map to put on the clone; ``None`` when the staged tree has the right owners, as it is the case when it is
+        idmapped itself, when the container is privileged, and when LXD shifts the files.
+    """
+
+    container: str
+    rootfs: str
+    staging: str
+    device: tuple[int, int]
+    root: str
+    namespace: int
+    boot: str
+    idmap: IdMap | None = None
+
+
+def describe(container: str, rootfs: str, staging: str, idmap: IdMap | None = None) -> Placement:
+    """Look at a staged tree in the caller's mount namespace.
+
+    :raises NotMapped: nothing is mounted there.
+    """
+    staging = os.path.realpath(staging)
+    stack = mountinfo.at(staging, pid=_HERE)
+    if not stack:
+        raise NotMapped("no tree is mounted there", subject=staging)
+    top = stack[-1]
+    here = namespaces.mount_namespace_id(_HERE)
+    return Placement(check_name(container), rootfs, staging, top.device, top.root, here, boot_id(), idmap)
+
+
+# --- the record ---------------------------------------------------------------------------------------
+
+
+def record_path(runtime: Runtime, container: str) -> str:
+    """The file with a container's placement; the hook gets it as argument."""
+    return f"{runtime.root}/driver/{check_name(container)}.json"
+
+
+def write(runtime: Runtime, placement: Placement) -> None:
+    """Make a placement durable (as durable as /run: until the next boot, as the mounts are)."""
+    path = record_path(runtime, placement.container)
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    write_json(path, {"version": VERSION, **dataclasses.asdict(placement)})
+
+
+def read(path: str) -> Placement | None:
+    """The placement in a file; ``None`` when there is none.
+
+    :raises StateCorrupt: it is damaged.
+    """
+    data = read_json(path, VERSION)
+    if data is None:
+        return None
+    values = {field.name: data[field.name] for field in dataclasses.fields(Placement)}
+    values["device"] = tuple(values["device"])
+    if values["idmap"] is not None:
+        values["idmap"] = IdMap(*(tuple(IdRange(**item) for item in values["idmap"][kind]) for kind in ("uid", "gid")))
+    return Placement(**values)
+
+
+def forget(runtime: Runtime, container: str) -> None:
+    """Remove the record; one that is not there is removed already."""
+    remove_json(record_path(runtime, container))
+
+
+# --- placing ------------------------------------------------------------------------------------------
+
+
+def prepare_rootfs(rootfs: str, daemon_pid: int) -> None:
+    """Make the container's root directory: LXD makes none for a container without a source.
+
+    :raises TreeNotPlaced: the container has no directory, or something else is in the way.
+    """
+    with namespaces.in_mount_namespace(daemon_pid):
+        try:
+            os.mkdir(rootfs, 0o755)
+        except FileExistsError as error:
+            if os.path.islink(rootfs) or not os.path.isdir(rootfs):
+                raise TreeNotPlaced("is not a directory", subject=rootfs) from error
+        except OSError as error:
+            raise TreeNotPlaced(f"cannot be made: {error.strerror}", subject=rootfs) from error
+
+
+def is_placed(placement: Placement, daemon_pid: int) -> bool:
+    """Whether the top of the container's root directory, as a process sees it, is a clone of the staged tree."""
+    return any(_is_clone(placement, entry) for entry in mountinfo.at(placement.rootfs, pid=daemon_pid)[-1:])
+
+
+def place(placement: Placement, daemon_pid: int) -> bool:
+    """Place a clone of the staged tree; does nothing when there is one. It appears in one step, with all mounts below it.
+
+    :param daemon_pid: any process in the mount namespace of the daemon.
+    :returns: whether it had to be placed.
+    :raises TreeNotPlaced: the staged tree is gone, or something else is mounted in its place.
+    :raises NotSupported: a filesystem of the tree cannot be idmapped.
+    """
+    stack = mountinfo.at(placement.rootfs, pid=daemon_pid)
+    if stack and _is_clone(placement, stack[-1]):
+        return False
+    if stack:
+        text = f"something else is mounted on the container's root directory: {stack[-1].source} ({stack[-1].fstype})"
+        raise TreeNotPlaced(text, subject=placement.rootfs)
+    _attach_clone(placement, daemon_pid)
+    return True
+
+
+def place_twice(placement: Placement, daemon_pid: int) -> None:
+    """Place two clones on each other, for the first start of a container whose files LXD itself is to shift.
+
+    LXD up to 5.0 first takes one off and then walks over what it finds, which has to be the tree (L-06). A later LXD walks over
+    the upper one: the files are the same.
+    """
+    for _ in range(2 - len(mountinfo.at(placement.rootfs, pid=daemon_pid))):
+        _attach_clone(placement, daemon_pid)
+
+
+def unplace(placement: Placement, daemon_pid: int) -> None:
+    """Unmount the clone in the daemon's mount namespace, and what that namespace has copied of the staged tree.
+
+    A namespace that was made while the tree was staged has a copy of it, which keeps the disk in use (L-18). The staged tree in
+    its own namespace stays. Nothing happens when nothing is there.
+
+    :raises DeviceBusy: naming those who use it; what is unmounted by then stays so.
+    :raises TreeStillPlaced: something is still mounted afterwards.
+    """
+    targets = [placement.rootfs]
+    if namespaces.mount_namespace_id(daemon_pid) != placement.namespace:
+        targets.append(placement.staging)
+    with namespaces.in_mount_namespace(daemon_pid):
+        for target in targets:
+            _peel(target)
+    check_clear(os.path.dirname(placement.rootfs), daemon_pid)
+
+
+def check_clear(directory: str, daemon_pid: int) -> None:
+    """Make sure that nothing is mounted below a container's directory, in the daemon's mount namespace.
+
+    :raises TreeStillPlaced: naming what is.
+    """
+    left = mountinfo.below(directory, pid=daemon_pid)
+    if left:
+        raise TreeStillPlaced(
+            f"still mounted: {', '.join(entry.target for entry in left[:4])}",
+            subject=directory,
+            hint="nothing was deleted; unmount it first, in the mount namespace of the daemon",
+        )
+
+
+def host_process(namespace: int) -> int:
+    """A process that never ends and is in this mount namespace; 0 when there is none that can be entered."""
+    for pid in _HOST_PROCESSES:
+        with contextlib.suppress(NotFound, KernelError):
+            if namespaces.mount_namespace_id(pid) == namespace:
+                return pid
+    return 0
+
+
+def monitor_of(init_pid: int) -> ProcessInfo | None:
+    """LXC's monitor of a running container, the parent of its first process; ``None`` when it is not to be seen."""
+    if init_pid <= 0:
+        return None
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        with open(f"/proc/{init_pid}/stat", "rb") as file:
+            parent = int(file.read().rpartition(b") ")[2].split()[1])
+        with open(f"/proc/{parent}/cmdline", "rb") as file:
+            if file.read(64).startswith(b"[lxc monitor]"):
+                return process_info.info(parent)
+    return None
+
+
+# --- helpers ------------------------------------------------------------------------------------------
+
+
+def _is_clone(placement: Placement, entry: mountinfo.MountEntry) -> bool:
+    same = (entry.device, entry.root) == (placement.device, placement.root)
+    return same and (placement.idmap is None or "idmapped" in entry.options)
+
+
+def _attach_clone(placement: Placement, daemon_pid: int) -> None:
+    if placement.boot != boot_id():
+        raise _gone(placement, "the host was booted since its disks were mounted")
+    with contextlib.ExitStack() as stack:
+        with _staging_namespace(placement):
+            clone = _clone(placement)
+            stack.callback(os.close, clone)
+        stack.enter_context(namespaces.in_mount_namespace(daemon_pid))
+        try:
+            target = os.open(placement.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            raise TreeNotPlaced(f"cannot be opened: {error.strerror}", subject=placement.rootfs) from error
+        stack.callback(os.close, target)
+        mounts.attach(clone, target)
+
+
+def _clone(placement: Placement) -> int:
+    """A detached clone of the staged tree, with the flags and owners the container is to see. In the tree's namespace."""
+    top = mountinfo.at(placement.staging, pid=_HERE)[-1:]
+    if [(entry.device, entry.root) for entry in top] != [(placement.device, placement.root)]:
+        raise _gone(placement, "its disk is not mounted any more")
+    clone = mounts.clone_tree(placement.staging, recursive=True)
+    try:
+        if placement.idmap is None:
+            mounts.set_attributes(clone, clear=_CLEAR, recursive=True, propagation=Propagation.PRIVATE)
+            return clone
+        from mapper_core.linux import idmap
+
+        owners = idmap.user_namespace(placement.idmap)
+        try:
+            mounts.set_attributes(
+                clone, clear=_CLEAR, recursive=True, propagation=Propagation.PRIVATE, userns_fd=owners
+            )
+        finally:
+            os.close(owners)
+    except BaseException:
+        os.close(clone)
+        raise
+    return clone
+
+
+@contextlib.contextmanager
+def _staging_namespace(placement: Placement) -> Iterator[None]:
+    """Work where the staged tree is mounted: exactly in the recorded namespace, a copy may show an older tree."""
+    if namespaces.mount_namespace_id(_HERE) == placement.namespace:
+        yield
+        return
+    pid = host_process(placement.namespace) or _any_process_in(placement.namespace)
+    if not pid:
+        raise _gone(placement, "no process is left in the mount namespace in which its disk is mounted")
+    with namespaces.in_mount_namespace(pid):
+        yield
+
+
+def _any_process_in(namespace: int) -> int:
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(MapperError):
+                if namespaces.mount_namespace_id(int(name)) == namespace:
+                    return int(name)
+    return 0
+
+
+def _peel(target: str) -> None:
+    """Unmount all that is stacked on a directory, with what is mounted below it."""
+    for _ in range(_STACK_LIMIT):
+        points = [entry.target for entry in (*mountinfo.at(target, pid=_HERE), *mountinfo.below(target, pid=_HERE))]
+        if not points:
+            return
+        for point in reversed(points):
+            with contextlib.suppress(NotMapped):
+                mounts.unmount(point)
+    raise DeviceBusy("new mounts appear while it is being unmounted", subject=target)
+
+
+def _gone(placement: Placement, why: str) -> TreeNotPlaced:
+    return TreeNotPlaced(
+        f"the tree of container {placement.container} cannot be placed: {why}",
+        subject=placement.staging,
+        hint="let OpenNebula deploy the virtual machine again",
+    )

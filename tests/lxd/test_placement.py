@@ -1,0 +1,265 @@
+"""Trees of disk images as root directories of real containers."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from mapper_driver.errors import InstanceStartFailed, TreeNotPlaced, TreeStillPlaced
+from mapper_driver.lxd import hook, placement
+from mapper_driver.lxd.client import LxdClient
+
+from mapper_core.errors import DeviceBusy
+from mapper_core.linux import mountinfo, namespaces
+from mapper_core.model import IdMap, IdRange
+
+from .conftest import Lab, MakeContainer, Staged, run
+
+pytestmark = pytest.mark.lxd
+
+
+def test_container_runs_on_an_unmodified_image(
+    client: LxdClient, staged: Staged, make_container: MakeContainer
+) -> None:
+    """L-06: owners are right inside and unchanged on the disk, with LXD's own remapping not taking place."""
+    container = make_container(client, "plain", staged.directory)
+    client.start("plain")
+    assert container.run("stat", "-c", "%u:%g", "/etc/passwd", "/home/greeting").split() == ["0:0", "0:0"]
+    container.run("touch", "/root/new", "/home/new")
+    assert {os.stat(f"{staged.directory}/{name}").st_uid for name in ("etc/passwd", "root/new", "home/new")} == {0}
+    assert container.run("cat", "/proc/self/uid_map").split()[1] != "0"
+    root, home = (next(entry for entry in container.mounts() if entry.target == target) for target in ("/", "/home"))
+    assert {"idmapped", "nodev"} <= set(root.options) & set(home.options)
+    assert "nosuid" not in (*root.options, *home.options)
+
+
+def test_sudo_works_inside_and_not_on_the_host(
+    client: LxdClient, staged: Staged, make_container: MakeContainer
+) -> None:
+    """L-09 and S-17."""
+    container = make_container(client, "suid", staged.directory)
+    client.start("suid")
+    assert container.run("su", "user", "-c", "/usr/bin/su root -c 'id -u'").strip() == "0"
+    assert "nosuid" in mountinfo.at(staged.directory)[-1].options
+
+
+def test_ten_starts_and_every_kind_of_restart(
+    client: LxdClient, lab: Lab, staged: Staged, make_container: MakeContainer
+) -> None:
+    """L-01: LXD 5.0 unmounts the root directory at every start; the tree is back each time, with the mounts below it."""
+    container = make_container(client, "again", staged.directory)
+    for _ in range(10):
+        client.start("again")
+        assert container.run("cat", "/home/greeting") == "hello\n"
+        client.stop("again")
+    assert placement.is_placed(container.placement, client.daemon_pid())
+    first = client.start("again").pid
+    assert lab.lxc("exec", "again", "--", "reboot", "-f").returncode in (0, 129, 137)
+    _wait_for_other_init(client, "again", first)
+    assert container.run("cat", "/home/greeting") == "hello\n"
+    assert lab.lxc("restart", "-f", "again").returncode == 0
+    assert container.run("cat", "/home/greeting") == "hello\n"
+    client.restart("again")
+    assert container.run("grep", "-c", "^boot", "/var/log/boots").strip() == "14"
+    assert len(mountinfo.at(container.placement.rootfs)) == 1
+
+
+def _wait_for_other_init(client: LxdClient, name: str, old: int) -> None:
+    """The guest reboots by itself: LXD offers no operation to wait for, so its event stream would be the only event."""
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        state = client.state(name)
+        if state.pid not in (0, old) and client.execute(name, ["true"]).status == 0:
+            return
+        time.sleep(0.1)
+    raise AssertionError("the guest did not come back")
+
+
+def test_shutdown_by_the_guest_ends_in_time(client: LxdClient, staged: Staged, make_container: MakeContainer) -> None:
+    make_container(client, "polite", staged.directory)
+    client.start("polite")
+    client.shutdown("polite", grace_seconds=15)
+    with open(f"{staged.directory}/var/log/boots", encoding="ascii") as file:
+        assert file.read().endswith("shutdown\n")
+
+
+def test_nothing_holds_the_disk_after_unplace(client: LxdClient, staged: Staged, make_container: MakeContainer) -> None:
+    """U-11: as soon as stop() returns the filesystem can be released; the fixture's umount and the leak oracle check it too."""
+    container = make_container(client, "gone", staged.directory)
+    client.start("gone")
+    client.stop("gone")
+    placement.unplace(container.placement, client.daemon_pid())
+    placement.unplace(container.placement, client.daemon_pid())
+    device = mountinfo.at(staged.directory)[-1].device
+    holding = [
+        pid
+        for pid in filter(str.isdigit, os.listdir("/proc"))
+        if any(entry.device == device and entry.target != staged.directory for entry in _mounts(pid))
+    ]
+    assert holding == []
+
+
+def _mounts(pid: str) -> tuple[mountinfo.MountEntry, ...]:
+    try:
+        return mountinfo.entries(pid)
+    except Exception:  # it has ended, or is the machine's own first process
+        return ()
+
+
+def test_a_mounted_tree_is_never_deleted(
+    client: LxdClient, lab: Lab, staged: Staged, make_container: MakeContainer
+) -> None:
+    """U-12: neither by us nor by a person with lxc(1)."""
+    container = make_container(client, "keep", staged.directory)
+    client.start("keep")
+    client.stop("keep")
+    with pytest.raises(TreeStillPlaced, match="rootfs"):
+        client.delete("keep")
+    refused = lab.lxc("delete", "--force", "keep")
+    assert refused.returncode != 0 and "protected" in refused.stderr
+    assert Path(staged.directory, "home/greeting").exists()
+    placement.unplace(container.placement, client.daemon_pid())
+    client.delete("keep")
+    client.delete("keep")
+    assert not client.exists("keep")
+    assert Path(staged.directory, "home/greeting").exists()
+
+
+def test_unplace_names_who_is_in_the_way(client: LxdClient, staged: Staged, make_container: MakeContainer) -> None:
+    container = make_container(client, "held", staged.directory)
+    daemon = client.daemon_pid()
+    assert placement.place(container.placement, daemon)
+    with (
+        open(f"{container.placement.rootfs}/home/greeting", encoding="ascii"),
+        pytest.raises(DeviceBusy, match=str(os.getpid())),
+    ):
+        placement.unplace(container.placement, daemon)
+    assert placement.is_placed(container.placement, daemon)
+
+
+def test_place_twice_is_one_mount(client: LxdClient, staged: Staged, make_container: MakeContainer) -> None:
+    """U-10."""
+    container = make_container(client, "once", staged.directory)
+    daemon = client.daemon_pid()
+    assert placement.place(container.placement, daemon)
+    assert not placement.place(container.placement, daemon)
+    assert len(mountinfo.at(container.placement.rootfs)) == 1
+
+
+def test_a_foreign_mount_is_not_covered(client: LxdClient, staged: Staged, make_container: MakeContainer) -> None:
+    container = make_container(client, "foreign", staged.directory)
+    rootfs = container.placement.rootfs
+    run("mount", "-t", "tmpfs", "none", rootfs)
+    try:
+        with pytest.raises(TreeNotPlaced, match="tmpfs"):
+            placement.place(container.placement, client.daemon_pid())
+    finally:
+        run("umount", rootfs)
+
+
+def test_a_start_without_the_tree_fails_with_the_reason(
+    client: LxdClient, staged: Staged, make_container: MakeContainer
+) -> None:
+    """As after a boot of the host, or when the disk was unmounted behind our back."""
+    container = make_container(client, "lost", staged.directory)
+    placement.forget(container.runtime, "lost")
+    with pytest.raises(InstanceStartFailed):
+        client.start("lost")
+    assert "deploy the virtual machine again" in hook.last_failure(container.runtime, "lost")
+    placement.write(container.runtime, container.placement)
+    client.start("lost")
+    assert hook.last_failure(container.runtime, "lost") == ""
+
+
+def test_privileged_container(client: LxdClient, staged: Staged, make_container: MakeContainer) -> None:
+    container = make_container(client, "mighty", staged.directory, **{"security.privileged": "true"})
+    assert container.placement.idmap is None
+    client.start("mighty")
+    client.restart("mighty")
+    assert container.run("stat", "-c", "%u", "/etc/passwd", "/home/greeting").split() == ["0", "0"]
+    assert container.run("cat", "/proc/self/uid_map").split()[:2] == ["0", "0"]
+
+
+def test_isolated_map(client: LxdClient, staged: Staged, make_container: MakeContainer) -> None:
+    """The map is the one LXD chose for this container, whatever it is."""
+    config = {"security.idmap.isolated": "true", "security.idmap.size": "70000"}
+    container = make_container(client, "alone", staged.directory, **config)
+    idmap = container.placement.idmap
+    assert isinstance(idmap, IdMap)
+    assert idmap.uid[0].count == 70000
+    client.start("alone")
+    assert container.run("stat", "-c", "%u", "/etc/passwd").strip() == "0"
+    assert container.run("cat", "/proc/self/uid_map").split() == ["0", str(idmap.uid[0].host), "70000"]
+
+
+def test_files_shifted_by_lxd(client: LxdClient, make_container: MakeContainer, images: object, tmp_path: Path) -> None:
+    """Where a filesystem cannot be idmapped (ramfs stands for it) LXD shifts the owners, children included (L-08)."""
+    tree = tmp_path / "shifted"
+    tree.mkdir()
+    run("mount", "-t", "ramfs", "none", str(tree))
+    try:
+        images.write_system(str(tree))  # type: ignore[attr-defined]
+        container = make_container(client, "shift", str(tree))
+        plain = placement.describe("shift", container.placement.rootfs, str(tree))
+        placement.write(container.runtime, plain)
+        client.set_config("shift", {"volatile.last_state.idmap": "[]"})
+        placement.place_twice(plain, client.daemon_pid())
+        client.start("shift")
+        assert container.run("stat", "-c", "%u", "/etc/passwd").strip() == "0"
+        host = container.placement.idmap
+        assert host is not None
+        assert os.stat(tree / "etc" / "passwd").st_uid == host.uid[0].host
+        client.restart("shift")
+        assert container.run("stat", "-c", "%u", "/etc/passwd").strip() == "0"
+        client.stop("shift")
+        placement.unplace(plain, client.daemon_pid())
+    finally:
+        run("umount", str(tree))
+
+
+def test_daemon_in_a_mount_namespace_of_its_own(
+    private_lab: Lab, staged: Staged, make_container: MakeContainer
+) -> None:
+    """L-02, L-18: it does not see what is mounted after its start, and gets the tree all the same."""
+    client = LxdClient.connect([private_lab.socket])
+    daemon = client.daemon_pid()
+    assert namespaces.mount_namespace_id(daemon) != namespaces.mount_namespace_id()
+    assert mountinfo.at(staged.directory, pid=daemon) == ()
+    container = make_container(client, "apart", staged.directory)
+    first = client.start("apart").pid
+    assert container.run("stat", "-c", "%u", "/etc/passwd", "/home/greeting").split() == ["0", "0"]
+    private_lab.lxc("exec", "apart", "--", "reboot", "-f")
+    _wait_for_other_init(client, "apart", first)
+    assert container.run("cat", "/home/greeting") == "hello\n"
+    client.stop("apart")
+    assert placement.is_placed(container.placement, daemon)
+    assert mountinfo.at(container.placement.rootfs) == ()
+    with pytest.raises(TreeStillPlaced):
+        client.delete("apart")
+    placement.unplace(container.placement, daemon)
+    assert not placement.is_placed(container.placement, daemon)
+
+
+def test_raw_lines_of_the_user_are_kept(client: LxdClient, staged: Staged, make_container: MakeContainer) -> None:
+    container = make_container(client, "raw", staged.directory)
+    command = hook.command(container.runtime, "raw", client.daemon_pid())
+    client.set_config("raw", {"raw.lxc": hook.raw_lxc(command, "lxc.environment = FOO=bar\n# a comment\n")})
+    client.start("raw")
+    assert "FOO=bar" in Path(f"/proc/{client.state('raw').pid}/environ").read_text(encoding="ascii")
+
+
+def test_record_survives_a_round_trip(runtime_dir: Path) -> None:
+    from mapper_core.runtime import Runtime
+
+    ids = (IdRange(0, 100000, 65536), IdRange(65536, 7, 1))
+    wanted = placement.Placement("c1", "/r/rootfs", "/s/ä b", (7, 3), "/@", 4026531840, "boot", IdMap(ids, ids[:1]))
+    runtime = Runtime(str(runtime_dir))
+    placement.write(runtime, wanted)
+    path = placement.record_path(runtime, "c1")
+    assert placement.read(path) == wanted
+    assert os.stat(path).st_mode & 0o777 == 0o600
+    placement.forget(runtime, "c1")
+    placement.forget(runtime, "c1")
+    assert placement.read(path) is None
