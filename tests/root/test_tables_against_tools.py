@@ -168,7 +168,7 @@ def assert_same(path: Path) -> PartitionTable:
     assert [(item.number, item.start, item.size, item.type, item.label) for item in table.partitions] == expected
     if expected:
         lines = run("partx", "--raw", "--noheadings", "--output", "NR,UUID", path).splitlines()
-        partuuids = dict((*line.split(), "")[:2] for line in lines)
+        partuuids = {number: "".join(rest) for number, *rest in map(str.split, lines)}
         for item in table.partitions:
             assert item.uuid == partuuids[str(item.number)]
     return table
