@@ -78,8 +78,8 @@ def map(  # type: ignore[empty-body]
 def unmap(disk: Disk, attachment: Attachment | None, transports: Transports) -> None:
     """Revert ``map``. Required.
 
-    Called with the partitions already removed, also after a crash or a failed ``map``: then ``attachment`` is ``None``
-    and whatever exists must go. Must succeed when there is nothing left to do. The image may be gone.
+    Called with the partitions already removed, also after a crash or a failed ``map``: then ``attachment`` is
+    ``None`` and whatever exists must go. Must succeed when there is nothing left to do. The image may be gone.
 
     :param transports: ``release()`` takes away all that ``attach`` made for this mapping, as recorded in the journal.
 
@@ -95,8 +95,8 @@ def unmap(disk: Disk, attachment: Attachment | None, transports: Transports) -> 
 def inspect(disk: Disk) -> ImageInfo:  # type: ignore[empty-body]
     """Read the header of an image without any external program. Optional.
 
-    With it the core refuses, before any other program opens the file: other formats, damaged and truncated images, sizes
-    over the limit, and references to files outside of ``disk.allowed_dirs`` and the image's own directory.
+    With it the core refuses, before any other program opens the file: other formats, damaged and truncated images,
+    sizes over the limit, and references to files outside of ``disk.allowed_dirs`` and the image's own directory.
 
     Example::
 
@@ -124,7 +124,8 @@ def recognize(header: bytes) -> bool:  # type: ignore[empty-body]
 
 @hookspec(firstresult=True)
 def discover_partitions(device: str, read: ReadAt, size: int, sector_size: int) -> PartitionTable | None:
-    """Find the partitions on a mapped device. Optional; all plugins are asked, the first answer that is not ``None`` counts.
+    """Find the partitions on a mapped device. Optional; all plugins are asked, the first answer that is not ``None``
+    counts.
 
     The core's own implementation (GPT, MBR with logical partitions, bare filesystem) is asked last, so a plugin
     can add what it knows: LVM, LUKS, RAID inside of the image.

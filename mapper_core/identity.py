@@ -1,16 +1,17 @@
 """Which disk is this? Names change, identities don't.
 
-A file is (st_dev, st_ino), a block device its number, everything else (a volume in a cluster) its name. The identity is the key
-of locks and of the journal, so that two names of one file are one mapping, and a file that merely took over the name of another is not.
+A file is (st_dev, st_ino), a block device its number, everything else (a volume in a cluster) its name. The identity
+is the key of locks and of the journal, so that two names of one file are one mapping, and a file that merely took
+over the name of another is not.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
 
 from mapper_core.errors import ImageNotFound, UnsafePath
+from mapper_core.frozen import dataclass
 from mapper_core.model import Disk
 
 
@@ -18,7 +19,8 @@ from mapper_core.model import Disk
 class Identity:
     """Identity of a disk.
 
-    :param id: key: ``f-<device>-<inode>``, ``b-<major>-<minor>`` or ``n-<digest>``; at most 40 characters of ``[a-z0-9-]``.
+    :param id: key: ``f-<device>-<inode>``, ``b-<major>-<minor>`` or ``n-<digest>``; at most 40 characters of
+        ``[a-z0-9-]``.
     :param source: the real path, symbolic links resolved; a volume's name unchanged.
     """
 

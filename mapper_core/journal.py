@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from dataclasses import dataclass
 from typing import Any
 
 from mapper_core.errors import StateCorrupt
+from mapper_core.frozen import dataclass
 from mapper_core.model import Access, Attachment, Disk, MapOptions, Partition, PartitionTable
 from mapper_core.resources import KINDS, Resource
 

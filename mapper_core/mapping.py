@@ -7,7 +7,8 @@
     ...
     mapper.unmap("/srv/disk.qcow2", user="backup")
 
-Mapping the same file again returns the same device and adds the user; the device goes away with its last user. Unmapping what is not mapped is a success.
+Mapping the same file again returns the same device and adds the user; the device goes away with its last user.
+Unmapping what is not mapped is a success.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ Sizes and offsets are bytes unless a name says ``sectors``. A sector is ``sector
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+
+from mapper_core.frozen import dataclass
 
 
 class Access(enum.Enum):

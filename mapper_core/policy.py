@@ -27,7 +27,8 @@ def read_header(path: str) -> bytes:
 def check_declared_format(disk: Disk) -> None:
     """Compare the declared format with the first bytes of the file.
 
-    The declaration wins over the content: a raw disk whose guest wrote a qcow2 header into it is refused, not reinterpreted (S-01).
+    The declaration wins over the content: a raw disk whose guest wrote a qcow2 header into it is refused, not
+    reinterpreted (S-01).
 
     :raises UnsupportedFormat: the file is a compressed stream or an archive (M-22).
     :raises FormatMismatch: the file is an image of another format.
@@ -41,7 +42,8 @@ def check_declared_format(disk: Disk) -> None:
 def check_image(disk: Disk, image: ImageInfo, options: MapOptions) -> None:
     """Check what a plugin read from a header against what the caller allows.
 
-    :raises ForbiddenReference: a file that the image names lies elsewhere than in the image's directory and ``disk.allowed_dirs``.
+    :raises ForbiddenReference: a file that the image names lies elsewhere than in the image's directory and
+        ``disk.allowed_dirs``.
     :raises ReadOnlyImage: write access to a variant that has none.
     :raises Refused: the disk is larger than allowed (S-19).
     """

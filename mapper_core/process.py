@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
 
 from mapper_core.errors import CommandFailed, DeadlineExceeded, ToolMissing, UsageError
+from mapper_core.frozen import dataclass
 
 #: Where programs are looked for. The caller's PATH is not trusted: this code runs as root.
 SEARCH_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")

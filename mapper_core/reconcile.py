@@ -1,8 +1,9 @@
 """Clean up after crashes: everything the journal describes is either finished and wanted, or taken away.
 
-Nothing is guessed. A record that a crash left half done is undone; a tree or a mapping whose owner is gone is released; what is in use is left and reported.
-Owners speak for themselves: an entry point in the group ``mapper.owners``, named like the part of the user name before the first ``:``,
-is a module with ``is_alive(user: str) -> bool`` and ``let_go(user: str) -> None``, which is called before a dead owner's trees are taken away.
+Nothing is guessed. A record that a crash left half done is undone; a tree or a mapping whose owner is gone is
+released; what is in use is left and reported. Owners speak for themselves: an entry point in the group
+``mapper.owners``, named like the part of the user name before the first ``:``, is a module with ``is_alive(user: str)
+-> bool`` and ``let_go(user: str) -> None``, which is called before a dead owner's trees are taken away.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ import importlib
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from mapper_core.errors import Busy, MapperError
+from mapper_core.frozen import dataclass
 from mapper_core.journal import Record, State
 from mapper_core.mapping import Mapper
 from mapper_core.registry import installed

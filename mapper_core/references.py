@@ -6,9 +6,9 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from mapper_core.errors import BackingFileMissing, ForbiddenReference
+from mapper_core.frozen import dataclass
 from mapper_core.imagefile import KERNEL_DIRECTORIES, Budget, ImageFile, is_below, open_image
 from mapper_core.model import ReferenceKind
 

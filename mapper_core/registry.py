@@ -10,13 +10,13 @@ import configparser
 import importlib
 import os
 import sys
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 from mapper_core import hookspecs
 from mapper_core.errors import MapperError, NotSupported, PluginFault, PluginMissing, UnsupportedFormat
+from mapper_core.frozen import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

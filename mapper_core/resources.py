@@ -1,14 +1,15 @@
 """What a transport may leave behind in the system, as it is written to the journal.
 
 A resource is recorded *before* it is made. It therefore holds only what is known by then, and that is enough to
-find it again: a loop device by its tag, a daemon by its directory, an nbd device by its name. Whoever finds a record after a
-crash can take the resource away without knowing how far its maker came.
+find it again: a loop device by its tag, a daemon by its directory, an nbd device by its name. Whoever finds a record
+after a crash can take the resource away without knowing how far its maker came.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
+
+from mapper_core.frozen import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
 
 from mapper_core.errors import StateCorrupt, UsageError
+from mapper_core.frozen import dataclass
 
 #: Overrides the directory; for tests, and for nodes whose /run is something else.
 ENVIRONMENT = "MAPPER_RUNTIME_DIR"

@@ -1,8 +1,8 @@
 """Image locks of qemu: is somebody else using this file?
 
-qemu (2.10 and later, ``file.locking``) holds open-file-description locks on single bytes of an image: byte 100+N when it uses
-permission N, byte 200+N when it does not share it (block/file-posix.c, RAW_LOCK_PERM_BASE and RAW_LOCK_SHARED_BASE).
-A loop device takes no lock, so whoever maps a file with one has to ask.
+qemu (2.10 and later, ``file.locking``) holds open-file-description locks on single bytes of an image: byte 100+N when
+it uses permission N, byte 200+N when it does not share it (block/file-posix.c, RAW_LOCK_PERM_BASE and
+RAW_LOCK_SHARED_BASE). A loop device takes no lock, so whoever maps a file with one has to ask.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ import fcntl
 import os
 import stat
 import struct
-from dataclasses import dataclass
 
 from mapper_core.errors import NotFound, UsageError
+from mapper_core.frozen import dataclass
 from mapper_core.linux import block
 from mapper_core.linux.syscalls import kernel_error
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import re
-from dataclasses import dataclass
 
 from mapper_core.errors import KernelError, NotFound
+from mapper_core.frozen import dataclass
 from mapper_core.linux.syscalls import kernel_error
 
 # The kernel escapes blank, tab, newline, backslash and '#' as three octal digits (fs/proc_namespace.c: mangle()).

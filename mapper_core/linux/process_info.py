@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
 
 from mapper_core.errors import DeadlineExceeded, NotFound
+from mapper_core.frozen import dataclass
 from mapper_core.linux.syscalls import kernel_error
 
 

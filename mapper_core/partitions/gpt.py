@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import dataclass
 
 from mapper_core.errors import BadPartitionTable
+from mapper_core.frozen import dataclass
 from mapper_core.model import Partition, PartitionTable
 from mapper_core.partitions.layout import MAX_NUMBER, MAX_PARTITIONS, Extent, check_inside, check_overlaps
 from mapper_core.partitions.reader import ReadAt, escape_controls, guid

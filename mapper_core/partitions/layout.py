@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 
 from mapper_core.errors import BadPartitionTable, PartitionBeyondDevice
+from mapper_core.frozen import dataclass
 
 #: Partitions we are willing to handle on one disk. The kernel makes at most 255 (DISK_MAX_PARTS, Linux 5.11+).
 MAX_PARTITIONS = 128

@@ -7,9 +7,9 @@ was installed by it. Where Linux copes with nonsense, we refuse it.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 
 from mapper_core.errors import BadPartitionTable, PartitionBeyondDevice
+from mapper_core.frozen import dataclass
 from mapper_core.model import Partition, PartitionTable
 from mapper_core.partitions.layout import MAX_PARTITIONS, Extent, check_inside, check_overlaps
 from mapper_core.partitions.reader import ReadAt

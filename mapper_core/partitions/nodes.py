@@ -12,9 +12,9 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from mapper_core.errors import KernelError, NotFound
+from mapper_core.frozen import dataclass
 from mapper_core.linux import blkpg, block, loop
 from mapper_core.model import PartitionTable
 from mapper_core.partitions.reader import ReadAt, file_reader

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
+from mapper_core.frozen import dataclass
 from mapper_core.model import Access, Attachment
 from mapper_core.resources import Resource
 from mapper_core.transports.blockgraph import BlockNode

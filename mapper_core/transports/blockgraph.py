@@ -2,19 +2,19 @@
 
 Left alone, qemu follows the names that it finds in the header of an image, and guesses formats: that is how a guest
 reads a host's files (CVE-2011-3147, CVE-2013-1922, CVE-2024-32498). A graph that names each node leaves nothing to
-follow: what the header says about backing and data files is overridden, also if it changed after it was inspected. The
-one exception are the extents of a vmdk descriptor file, for which qemu (7.2) has no option; the plugin checks them name
-by name.
+follow: what the header says about backing and data files is overridden, also if it changed after it was inspected.
+The one exception are the extents of a vmdk descriptor file, for which qemu (7.2) has no option; the plugin checks
+them name by name.
 
 Source: qemu's ``qapi/block-core.json``, ``BlockdevOptions``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mapper_core.errors import UnsafePath
+from mapper_core.frozen import dataclass
 
 if TYPE_CHECKING:
     from mapper_core.model import Access, ImageInfo
@@ -64,8 +64,8 @@ def to_json(node: BlockNode, access: Access) -> dict[str, object]:
 def to_file_name(node: BlockNode, access: Access) -> str:
     """Return the graph as a ``json:`` file name, for tools that take a file name and no ``--blockdev``.
 
-    Unlike :func:`to_image_opts` it can say that there is no backing file without a warning. To be given without ``-f``:
-    the format is inside.
+    Unlike :func:`to_image_opts` it can say that there is no backing file without a warning. To be given without
+    ``-f``: the format is inside.
 
     :raises UnsafePath: see :func:`to_json`.
     """
@@ -83,7 +83,9 @@ def to_image_opts(node: BlockNode, access: Access) -> str:
     :raises UnsafePath: see :func:`to_json`.
     """
     pairs = _flatten("", to_json(node, access))
-    return ",".join(f"{key}={value.replace(',', ',,')}" for key, value in pairs)
+    # each key repeats the way to its node: without what can be left out, 64 layers still fit into one argument (128 KiB)
+    needless = (".node-name", "file.read-only")
+    return ",".join(f"{key}={value.replace(',', ',,')}" for key, value in pairs if not key.endswith(needless))
 
 
 def _definition(node: BlockNode, root: str, depth: int, access: Access) -> dict[str, object]:

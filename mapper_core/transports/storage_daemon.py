@@ -1,10 +1,12 @@
-"""Transport ``storage_daemon``: qemu-storage-daemon exports the disk as a FUSE file, and a loop device is bound to that.
+"""Transport ``storage_daemon``: qemu-storage-daemon exports the disk as a FUSE file, and a loop device is bound to
+that.
 
 For hosts whose kernel has no nbd. One daemon for each mapping, so that the end of one takes no other disk with it.
 
-The FUSE export of qemu up to 7.2 at least corrupts data when two writes are in flight: ``fuse_write()`` polls while its
-data is still in a buffer that the next request overwrites. One request at a time on the FUSE connection
-(``max_background`` of fusectl, see Documentation/filesystems/fuse.rst) avoids it; it is set before the first byte is written.
+The FUSE export of qemu up to 7.2 at least corrupts data when two writes are in flight: ``fuse_write()`` polls while
+its data is still in a buffer that the next request overwrites. One request at a time on the FUSE connection
+(``max_background`` of fusectl, see Documentation/filesystems/fuse.rst) avoids it; it is set before the first byte is
+written.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ The file is hostile. It is parsed as bytes, within limits, and nothing in it is 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
 from mapper_core.errors import BadFstab
+from mapper_core.frozen import dataclass
 from mapper_core.partitions.reader import text
 
 #: Longest file that is read, bytes, and most entries in it.

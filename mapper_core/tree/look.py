@@ -88,7 +88,9 @@ def _plan_system(found: tuple[Volume, ...], policy: plan.PlanPolicy, purpose: Pu
 
 
 def kernel_filesystems(found: tuple[Volume, ...]) -> frozenset[str]:
-    """Return the filesystem types that this kernel can mount, now or (of those on the disk) after loading a module."""
+    """Return the filesystem types that this kernel can mount, now or (of those on the disk) after loading a
+    module.
+    """
     with open("/proc/filesystems", encoding="ascii") as file:
         known = {line.split()[-1] for line in file}
     wanted = {volume.filesystem.type for volume in found} & ALLOWED_FILESYSTEMS

@@ -1,8 +1,8 @@
 """Mounted trees: a disk's filesystems, put together as the image's own fstab says, on a directory of the host.
 
-Planning (:mod:`mapper_core.tree.plan`) is pure; this module looks at the disk, asks for the plan, and carries it out with one
-stack of undo steps. Mounts are made detached, get their flags and id map, and are then attached to an open directory of the tree: no path of
-the image is ever resolved on the host.
+Planning (:mod:`mapper_core.tree.plan`) is pure; this module looks at the disk, asks for the plan, and carries it out
+with one stack of undo steps. Mounts are made detached, get their flags and id map, and are then attached to an open
+directory of the tree: no path of the image is ever resolved on the host.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from mapper_core.errors import (
     DeviceBusy,
@@ -23,6 +22,7 @@ from mapper_core.errors import (
     UnsafePath,
     UsageError,
 )
+from mapper_core.frozen import dataclass
 from mapper_core.linux import beneath, locks, mountinfo, mounts
 from mapper_core.mapping import Mapper
 from mapper_core.model import Access, Disk, IdMap, MapOptions, MappedDisk, Mount, MountPlan
@@ -52,7 +52,8 @@ _ATTRIBUTES = {
 class TreeRequest:
     """A tree as the caller wants it.
 
-    :param directory: absolute path on which it is mounted. Below ``<runtime>/mounts`` it is made, and removed with the tree.
+    :param directory: absolute path on which it is mounted. Below ``<runtime>/mounts`` it is made, and removed with
+        the tree.
     :param idmap: show the owners of files by this map (idmapped mounts, Linux 5.12); the image is not changed.
     :param root_hint: which partition is the root, see :func:`mapper_core.tree.plan.choose_root`.
     :param owner: who asked; the tree goes away when :mod:`mapper_core.reconcile` finds that it is gone.
@@ -117,7 +118,9 @@ def mount_tree(mapper: Mapper, request: TreeRequest) -> MountedTree:
 def plan_tree(
     mapper: Mapper, disk: Disk, *, root_hint: str = "", transport: str | None = None, purpose: Purpose = Purpose.ANY
 ) -> MountPlan:
-    """Return what :func:`mount_tree` would do. The disk is mapped read-only meanwhile, and nothing is mounted on the host."""
+    """Return what :func:`mount_tree` would do. The disk is mapped read-only meanwhile, and nothing is mounted on the
+    host.
+    """
     options = MapOptions(Access.READ_ONLY, transport)
     user = f"pid:{os.getpid()}"
     mapped = mapper.find(disk.source)
@@ -131,10 +134,12 @@ def plan_tree(
 
 
 def unmount_tree(mapper: Mapper, directory: str, *, owner: str = "cli") -> None:
-    """Unmount a tree and release its disk. A directory without a tree of ours on it is a success when nothing is mounted there.
+    """Unmount a tree and release its disk. A directory without a tree of ours on it is a success when nothing is
+    mounted there.
 
     :raises ImageInUse: the tree belongs to somebody else.
-    :raises DeviceBusy: naming those who use it. What is unmounted by then stays so; repeat the call when they are gone.
+    :raises DeviceBusy: naming those who use it. What is unmounted by then stays so; repeat the call when they are
+        gone.
     """
     real = os.path.realpath(directory)
     tree = find(mapper, real)
@@ -249,7 +254,9 @@ def _opened(mount: Mount, userns: int | None) -> Iterator[int]:
 
 
 def _target(root_fd: int, mount: Mount) -> int:
-    """Open a mount point inside the tree; a missing one is made when the tree is writable, as an init system would."""
+    """Open a mount point inside the tree; a missing one is made when the tree is writable, as an init system
+    would.
+    """
     writable = mount.access is Access.READ_WRITE
     return beneath.open_directory_in_root(root_fd, mount.target, create=0o755 if writable else None)
 
@@ -309,7 +316,9 @@ def _prepare_directory(mapper: Mapper, directory: str, undo: contextlib.ExitStac
 
 
 def _remove_directory(mapper: Mapper, directory: str) -> None:
-    """Remove a staging directory (it is empty: rmdir never removes content, U-12), and the mount around them with the last one."""
+    """Remove a staging directory (it is empty: rmdir never removes content, U-12), and the mount around them with the
+    last one.
+    """
     with contextlib.suppress(FileNotFoundError):
         os.rmdir(directory)
     if not os.listdir(mapper.runtime.mounts) and mountinfo.at(mapper.runtime.mounts):
@@ -320,9 +329,10 @@ def _remove_directory(mapper: Mapper, directory: str) -> None:
 def make_shared(directory: str) -> None:
     """Make a directory a mount of its own whose mount events reach the copies of it in other mount namespaces.
 
-    Whoever makes a mount namespace while a tree is mounted (a service of systemd, a container manager) gets a copy of the tree,
-    and a copy holds the device (U-11, L-18). An unmount reaches those copies only through a shared parent: with a private
-    one every such service would keep our disks. In a peer group of our own nothing else is shared (mount_namespaces(7)).
+    Whoever makes a mount namespace while a tree is mounted (a service of systemd, a container manager) gets a copy of
+    the tree, and a copy holds the device (U-11, L-18). An unmount reaches those copies only through a shared parent:
+    with a private one every such service would keep our disks. In a peer group of our own nothing else is shared
+    (mount_namespaces(7)).
     """
     if mountinfo.at(directory):
         return

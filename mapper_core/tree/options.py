@@ -9,9 +9,9 @@ files to its users (``uid=``), risk the data (``nobarrier``), or may not be know
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from mapper_core.errors import UnsafePath
+from mapper_core.frozen import dataclass
 from mapper_core.model import Access
 
 #: Filesystem types that are ever mounted; their drivers are the ones that get hardened and fuzzed.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from dataclasses import dataclass
 
+from mapper_core.frozen import dataclass
 from mapper_core.journal import read_json, remove_json, write_json
 
 VERSION = 1

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from mapper_core.frozen import dataclass
 from mapper_core.model import Volume
 from mapper_core.partitions.reader import text
 from mapper_core.tree.targets import shown

@@ -5,9 +5,8 @@ Nothing is guessed. Where two partitions fit equally well, a person has to say w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from mapper_core.errors import AmbiguousRoot, BadImage, NoRootFound, UnknownFilesystem
+from mapper_core.frozen import dataclass
 from mapper_core.model import Volume
 from mapper_core.partitions.reader import escape_controls
 from mapper_core.tree import dps

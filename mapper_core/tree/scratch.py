@@ -1,6 +1,8 @@
-"""A tree in memory: files that are no disk (a contextualisation ISO this kernel cannot mount) shown as a mounted tree.
+"""A tree in memory: files that are no disk (a contextualisation ISO this kernel cannot mount) shown as a mounted
+tree.
 
-It is a tmpfs with a size limit, so it is journalled, found again and taken away like every other tree, and leaves nothing on any disk.
+It is a tmpfs with a size limit, so it is journalled, found again and taken away like every other tree, and leaves
+nothing on any disk.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Reading an ISO 9660 image without the kernel: contextualisation data for the container.
 
-The files are copied into a tree in memory. Names of Rock Ridge are used where the image has them, else Joliet's, else the plain ones.
-Only directories and regular files are copied, with limits, and never a name with a slash: the image is guest data.
+The files are copied into a tree in memory. Names of Rock Ridge are used where the image has them, else Joliet's, else
+the plain ones. Only directories and regular files are copied, with limits, and never a name with a slash: the image
+is guest data.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """``mapper-driver``: what OpenNebula's action scripts call.
 
-``mapper-driver run SCRIPT_DIR ACTION ARGUMENT...`` runs one action with OpenNebula's arguments and standard input. Standard output carries
-the result alone (``deploy``: the name of the container), standard error the log and the error in the form that OpenNebula's version understands.
+``mapper-driver run SCRIPT_DIR ACTION ARGUMENT...`` runs one action with OpenNebula's arguments and standard input.
+Standard output carries the result alone (``deploy``: the name of the container), standard error the log and the error
+in the form that OpenNebula's version understands.
 """
 
 from __future__ import annotations
@@ -129,7 +130,6 @@ def _node(config: Config, log: Log, container: str) -> Iterator[Node]:
     """
     from mapper_core.linux import locks
     from mapper_core.mapping import Mapper
-
     from mapper_driver.actions.node import Node
     from mapper_driver.lxd.client import LxdClient
     from mapper_driver.ownership import lock_path

@@ -1,7 +1,8 @@
-"""Containers as owners of trees, as ``mapper-cli reconcile`` asks about them (entry point ``lxd`` in ``mapper.owners``).
+"""Containers as owners of trees, as ``mapper-cli reconcile`` asks about them (entry point ``lxd`` in
+``mapper.owners``).
 
-Errs on the side of the living: a container is gone only when no action works on it, nobody uses its disks, and the daemon (if there is one)
-knows no such container or one that an interrupted action never finished.
+Errs on the side of the living: a container is gone only when no action works on it, nobody uses its disks, and the
+daemon (if there is one) knows no such container or one that an interrupted action never finished.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from mapper_core.errors import Busy, MapperError, NotFound
 from mapper_core.linux import holders, locks, namespaces
 from mapper_core.mapping import Mapper
 from mapper_core.tree import mounted
-
 from mapper_driver.errors import InstanceNotFound, LxdUnavailable
 from mapper_driver.instance import STATUS_KEY
 from mapper_driver.lxd import placement

@@ -1,7 +1,7 @@
 """The disks of a container: mapped, mounted and ready to be handed over; and all of it taken back.
 
-Which trees a container has is in the journal (their owner is ``lxd:<container>``), never in the XML: what was attached later is
-released as well (Y-03). Nothing here knows a format.
+Which trees a container has is in the journal (their owner is ``lxd:<container>``), never in the XML: what was
+attached later is released as well (Y-03). Nothing here knows a format.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from mapper_core.tree import mounted
 from mapper_core.tree.look import Purpose
 from mapper_core.tree.mounted import TreeRequest
 from mapper_core.tree.scratch import scratch_tree
-
 from mapper_driver import iso, volatile
 from mapper_driver.opennebula.config import Config
 from mapper_driver.opennebula.framing import Log

@@ -1,8 +1,8 @@
 """Volatile disks: the one case in which a filesystem is made, and it is made exactly once.
 
-OpenNebula hands over an empty image and keeps it over poweroff and resume, where the disk is "deployed" again. So the content
-decides: a filesystem is left alone, zeros are formatted, anything else is an error (C-10: a live volume was re-formatted because
-looking at it had failed).
+OpenNebula hands over an empty image and keeps it over poweroff and resume, where the disk is "deployed" again. So the
+content decides: a filesystem is left alone, zeros are formatted, anything else is an error (C-10: a live volume was
+re-formatted because looking at it had failed).
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from mapper_core.process import run
 from mapper_core.tree import superblock
 from mapper_core.tree.mounted import TreeRequest
 
-#: Filesystems that may be asked for, and how they are made without questions. None of them formats over something it recognises.
+#: Filesystems that may be asked for, and how they are made without questions. None of them formats over something it
+#: recognises.
 MAKERS: dict[str, tuple[str, ...]] = {
     "ext2": ("mkfs.ext2", "-q"),
     "ext3": ("mkfs.ext3", "-q"),
@@ -61,7 +62,8 @@ def ensure_filesystem(mapper: Mapper, request: TreeRequest, filesystem: str) -> 
                         subject=request.disk.source,
                         hint="look at it; to start afresh, replace it by an empty image",
                     )
-        # a kill in the middle of mkfs leaves a disk that is neither empty nor has a filesystem: the marker says that this was us
+        # a kill in the middle of mkfs leaves a disk that is neither empty nor has a filesystem: the marker says that
+        # this was us
         os.close(os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
         force = ("-f",) if interrupted and filesystem in ("xfs", "btrfs") else ("-F",) if interrupted else ()
         run((*MAKERS[filesystem], *force, disk.device), timeout=MKFS_SECONDS, subject=request.disk.source)

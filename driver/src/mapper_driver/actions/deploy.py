@@ -1,7 +1,7 @@
 """``deploy``: a machine's disks become the tree of a container, and it starts.
 
-Order of work: check everything, create an empty container, mount its disks with its id map, hand them over, start, and look
-whether it really runs on them. What an earlier step made is undone when a later one fails.
+Order of work: check everything, create an empty container, mount its disks with its id map, hand them over, start,
+and look whether it really runs on them. What an earlier step made is undone when a later one fails.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import dataclasses
 
 from mapper_core.linux import mountinfo
 from mapper_core.model import IdMap
-
 from mapper_driver.actions.node import Node
 from mapper_driver.errors import InstanceNotFound, InstanceRunning, TreeNotPlaced
 from mapper_driver.instance import STATUS_KEY, HostFacts, build_instance
@@ -77,7 +76,9 @@ def _remove_leftovers(container: str, node: Node) -> None:
 
 
 def _without_disks(spec: InstanceSpec) -> InstanceSpec:
-    """The container as it can be created: LXD wants the sources of disks to exist, and their owners need its id map first."""
+    """The container as it can be created: LXD wants the sources of disks to exist, and their owners need its id map
+    first.
+    """
     devices = {name: device for name, device in spec.devices.items() if "source" not in device}
     return dataclasses.replace(spec, devices=devices)
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from mapper_core.errors import MapperError
 from mapper_core.mapping import Mapper
-
 from mapper_driver.errors import InstanceNotFound
 from mapper_driver.lxd import placement
 from mapper_driver.lxd.client import LxdClient
@@ -32,8 +31,8 @@ class Node:
     def remove(self, container: str) -> None:
         """Remove a stopped container and take its disks back. Whatever is gone already is fine.
 
-        The tree is taken out of the container's directory before the daemon deletes that, and the daemon is only asked when
-        nothing is mounted there (U-12).
+        The tree is taken out of the container's directory before the daemon deletes that, and the daemon is only
+        asked when nothing is mounted there (U-12).
 
         :raises InstanceRunning: it runs.
         :raises TreeStillPlaced: something is mounted in its directory that cannot be taken away.

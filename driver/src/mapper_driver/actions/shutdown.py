@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from mapper_core.errors import DeadlineExceeded
-
 from mapper_driver.actions.node import Node
 from mapper_driver.errors import InstanceNotFound
 from mapper_driver.opennebula.argv import Stop
@@ -13,7 +12,8 @@ def shutdown(container: str, stop: Stop, node: Node) -> None:
     """Stop a container, remove it and release its disks. One that is gone already only has its disks released.
 
     :param stop: ask the guest, and use force when it does not end in time; or force at once.
-    :raises DeviceBusy: a disk is still in use by somebody; the container is gone by then, and the call can be repeated.
+    :raises DeviceBusy: a disk is still in use by somebody; the container is gone by then, and the call can be
+        repeated.
     """
     try:
         if stop is Stop.GRACEFUL:
