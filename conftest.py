@@ -241,6 +241,14 @@ def runtime_dir(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
     return path
 
 
+@pytest.fixture
+def short_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a short path for what a test itself makes, such as unix sockets. What stays in it is no leak."""
+    path = tmp_path_factory.getbasetemp() / f"s{next(NUMBERS)}"
+    path.mkdir(0o700)
+    return path
+
+
 @pytest.fixture(autouse=True)
 def _leaves_nothing_behind(
     request: pytest.FixtureRequest, runtime_dir: Path, tmp_path_factory: pytest.TempPathFactory
