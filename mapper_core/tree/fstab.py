@@ -119,8 +119,8 @@ def _split_options(options: str) -> tuple[str, ...]:
     pieces = options.split('"')
     if len(pieces) % 2 == 0:  # an odd quote quotes nothing
         return tuple(filter(None, options.split(",")))
-    pieces[::2] = [piece.replace(",", "\n") for piece in pieces[::2]]
-    return tuple(filter(None, '"'.join(pieces).split("\n")))
+    pieces[::2] = [piece.replace(",", "\0") for piece in pieces[::2]]
+    return tuple(filter(None, '"'.join(pieces).split("\0")))
 
 
 def render(table: FstabTable) -> bytes:
