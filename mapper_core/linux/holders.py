@@ -10,9 +10,9 @@ import enum
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from mapper_core.errors import MapperError
+from mapper_core.frozen import dataclass
 from mapper_core.linux import block, mountinfo
 
 
