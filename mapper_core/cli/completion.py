@@ -1,0 +1,48 @@
+"""Completion scripts, made by shtab from the parser; formats and mapped devices are asked when the key is pressed."""
+
+from __future__ import annotations
+
+from mapper_core.cli import parser
+from mapper_core.errors import ToolMissing
+
+# awk and not --json: nothing on a plain host reads JSON in a shell
+_BASH = """\
+_mapper_cli_words() { compgen -W "$2" -- "$1"; }
+_mapper_cli_formats() { _mapper_cli_words "$1" "$(mapper-cli plugins 2>/dev/null | awk 'NR > 1 && $4 == "ok" { print $1 }')"; }
+_mapper_cli_mapped() {
+  _mapper_cli_words "$1" "$(mapper-cli ls 2>/dev/null | awk '/^\\/dev\\// { print $1 }')"
+  compgen -f -- "$1"
+}
+_mapper_cli_trees() {
+  _mapper_cli_words "$1" "$(mapper-cli ls 2>/dev/null | awk 'tree { print $1 } /^DIRECTORY / { tree = 1 }')"
+  compgen -d -- "$1"
+}
+"""
+
+_ZSH = """\
+_mapper_cli_formats() { compadd -- ${(f)"$(mapper-cli plugins 2>/dev/null | awk 'NR > 1 && $4 == "ok" { print $1 }')"} }
+_mapper_cli_mapped() {
+  compadd -- ${(f)"$(mapper-cli ls 2>/dev/null | awk '/^\\/dev\\// { print $1 }')"}
+  _files
+}
+_mapper_cli_trees() {
+  compadd -- ${(f)"$(mapper-cli ls 2>/dev/null | awk 'tree { print $1 } /^DIRECTORY / { tree = 1 }')"}
+  _files -/
+}
+"""
+
+
+def script(shell: str) -> str:
+    """Return the completion script for a shell.
+
+    :param shell: ``bash`` or ``zsh``.
+    :raises ToolMissing: shtab is not installed.
+    """
+    try:
+        import shtab
+    except ImportError as error:
+        raise ToolMissing(
+            "completion needs the Python package shtab", subject="shtab", hint="pip install 'mapper-core[completion]'"
+        ) from error
+    text: str = shtab.complete(parser.build(), shell=shell, preamble={"bash": _BASH, "zsh": _ZSH}[shell])
+    return text if text.endswith("\n") else f"{text}\n"

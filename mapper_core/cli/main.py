@@ -1,0 +1,165 @@
+"""Entry point of ``mapper-cli``: runs one command and turns every outcome into an exit status."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+from mapper_core.cli import parser
+from mapper_core.cli.output import Output, Style, Talk
+from mapper_core.errors import KernelError, MapperError, NeedsRoot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from types import FrameType
+
+    from mapper_core.cli.parser import Arguments
+
+#: Added to the number of the signal that ended the program, as shells do.
+EXIT_SIGNAL = 128
+
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class InternalError(MapperError):
+    """Is printed for an exception that nobody expected; 70 is EX_SOFTWARE of sysexits.h."""
+
+    exit_code = 70
+
+
+class OutputError(MapperError):
+    """Is printed when the data cannot be written to stdout; 74 is EX_IOERR of sysexits.h."""
+
+    exit_code = 74
+
+
+class _Ended(BaseException):
+    """Is raised by a signal that ends the program, so that what was begun is undone."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``mapper-cli``.
+
+    :param argv: arguments without the program's name; those of the process by default.
+    :returns: the exit status.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    # looked for here too, for mistakes on the command line itself
+    style = Style.JSON if "--json" in words else Style.TEXT
+    talk = Talk.VERBOSE if "-v" in words or "--verbose" in words else Talk.NORMAL
+    output = Output(style, talk)
+    try:
+        with _signals_undo():
+            status = run(words, output)
+            output.flush()
+            sys.stdout.flush()
+    except _Ended as ended:
+        output.note(f"ended by {signal.Signals(ended.number).name}; what was begun is undone")
+        status = EXIT_SIGNAL + ended.number
+    except BrokenPipeError:
+        status = EXIT_SIGNAL + signal.SIGPIPE
+        _drop_stdout()
+    except OSError as error:
+        failure = OutputError(
+            f"the output cannot be written: {error.strerror}", hint="the command itself is done; see: mapper-cli ls"
+        )
+        output.error(failure)
+        status = failure.exit_code
+        _drop_stdout()
+    return status
+
+
+def run(words: Sequence[str], output: Output) -> int:
+    """Run one command and print its errors; data stays in ``output``.
+
+    :returns: the exit status.
+    """
+    try:
+        arguments = parser.parse(words)
+        if arguments.version:
+            output.line(_version())
+            return 0
+        return _handler(arguments)(arguments, output)
+    except SystemExit as end:  # argparse has printed help
+        return end.code if isinstance(end.code, int) else 0
+    except Exception as error:
+        failure = _as_mapper_error(error)
+        output.error(failure)
+        if failure is not error:
+            output.traceback(error)
+        return failure.exit_code
+
+
+def _handler(arguments: Arguments) -> Callable[[Arguments, Output], int]:
+    import importlib
+
+    module, _, function = arguments.handler.partition(":")
+    handler: Callable[[Arguments, Output], int] = getattr(
+        importlib.import_module(f"mapper_core.cli.{module}"), function
+    )
+    return handler
+
+
+def _as_mapper_error(error: Exception) -> MapperError:
+    """Give every failure the form in which failures are printed."""
+    if isinstance(error, MapperError):
+        return error
+    if isinstance(error, OSError):
+        path = error.filename if error.filename is not None else ""
+        subject = os.fsdecode(path) if isinstance(path, (str, bytes)) else str(path)
+        number = error.errno or 0
+        reason = f"{error.strerror or error} ({errno.errorcode.get(number, number)})"
+        if number in (errno.EPERM, errno.EACCES) and os.geteuid() != 0:
+            return NeedsRoot(f"this needs root: {reason}", subject=subject, hint="run it with sudo")
+        return KernelError(reason, errno=number, subject=subject)
+    return InternalError(
+        f"internal error: {type(error).__name__}: {error}",
+        hint="please report it, with the output of the same command with --verbose",
+    )
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    from mapper_core.hookspecs import API_VERSION
+
+    return f"mapper-cli {version('mapper-core')} (hook API {API_VERSION})"
+
+
+@contextlib.contextmanager
+def _signals_undo() -> Iterator[None]:
+    """Let the signals that end a program raise :class:`_Ended`, once: a second one cannot interrupt the undoing."""
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        for other in previous:
+            # a function and not SIG_IGN, which programs that are run for the undoing would inherit
+            signal.signal(other, lambda *_: None)
+        raise _Ended(number)
+
+    previous = {number: signal.getsignal(number) for number in _ENDING}
+    for number, handler in list(previous.items()):
+        if handler is signal.SIG_IGN:
+            del previous[number]  # nohup
+        else:
+            signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _drop_stdout() -> None:
+    """Throw away what is still buffered, else the interpreter complains about it at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
