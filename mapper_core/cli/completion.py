@@ -8,13 +8,15 @@ from mapper_core.errors import ToolMissing
 # awk and not --json: nothing on a plain host reads JSON in a shell
 _BASH = """\
 _mapper_cli_words() { compgen -W "$2" -- "$1"; }
-_mapper_cli_formats() { _mapper_cli_words "$1" "$(mapper-cli plugins 2>/dev/null | awk 'NR > 1 && $4 == "ok" { print $1 }')"; }
+_mapper_cli_formats() {
+  _mapper_cli_words "$1" "$("${COMP_WORDS[0]}" plugins 2>/dev/null | awk 'NR > 1 && $4 == "ok" { print $1 }')"
+}
 _mapper_cli_mapped() {
-  _mapper_cli_words "$1" "$(mapper-cli ls 2>/dev/null | awk '/^\\/dev\\// { print $1 }')"
+  _mapper_cli_words "$1" "$("${COMP_WORDS[0]}" ls 2>/dev/null | awk '/^\\/dev\\// { print $1 }')"
   compgen -f -- "$1"
 }
 _mapper_cli_trees() {
-  _mapper_cli_words "$1" "$(mapper-cli ls 2>/dev/null | awk 'tree { print $1 } /^DIRECTORY / { tree = 1 }')"
+  _mapper_cli_words "$1" "$("${COMP_WORDS[0]}" ls 2>/dev/null | awk 'tree { print $1 } /^DIRECTORY / { tree = 1 }')"
   compgen -d -- "$1"
 }
 """

@@ -140,7 +140,7 @@ def partitions(arguments: Arguments, output: Output) -> int:
         output.json({**value, "partitions": [{**row, "filesystem": filesystem} for row, filesystem in rows]})
         return 0
     output.table(
-        (">NUMBER", ">START", ">SIZE", "FSTYPE", "LABEL", "UUID", "TYPE", "DEVICE"),
+        (">NUMBER", ">START", ">SIZE", "FSTYPE", "LABEL", "UUID", "PARTLABEL", "PARTTYPE", "DEVICE"),
         (
             (
                 str(partition.number),
@@ -149,6 +149,7 @@ def partitions(arguments: Arguments, output: Output) -> int:
                 filesystem.type,
                 filesystem.label,
                 filesystem.uuid,
+                partition.label,
                 partition.type,
                 partition.device,
             )

@@ -92,6 +92,7 @@ def run(words: Sequence[str], output: Output) -> int:
         return end.code if isinstance(end.code, int) else 0
     except Exception as error:
         failure = _as_mapper_error(error)
+        output.drop()
         output.error(failure)
         if failure is not error:
             output.traceback(error)
@@ -159,7 +160,5 @@ def _signals_undo() -> Iterator[None]:
 
 def _drop_stdout() -> None:
     """Throw away what is still buffered, else the interpreter complains about it at its end."""
-    with contextlib.suppress(OSError, ValueError):
-        null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-        os.dup2(null, sys.stdout.fileno())
-        os.close(null)
+    with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as null:
+        os.dup2(null.fileno(), sys.stdout.fileno())

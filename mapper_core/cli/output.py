@@ -96,6 +96,10 @@ class Output:
             )
             self._data.append("  ".join(aligned).rstrip() + "\n")
 
+    def drop(self) -> None:
+        """Forget data that is not printed yet."""
+        self._data.clear()
+
     def flush(self) -> None:
         """Print the data.
 

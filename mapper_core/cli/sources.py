@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from mapper_core.errors import UnsupportedFormat, UsageError
 from mapper_core.model import Disk
 
 if TYPE_CHECKING:
@@ -19,18 +20,22 @@ def disk_from(arguments: Arguments, registry: Registry, output: Output, name: st
 
     :param name: the image, instead of ``arguments.image``.
     :raises ImageNotFound: there is no such image.
-    :raises UnsupportedFormat: no plugin, or more than one, recognises it.
+    :raises UnsupportedFormat: no plugin, or more than one, recognises it; it is an archive.
     :raises UsageError: a directory of ``--allow-dir`` is none.
     """
     image = arguments.image if name is None else name
     allowed = tuple(_directory(directory) for directory in arguments.allow_dir)
     if arguments.format is not None:
         return Disk(source_of(image, arguments.format), arguments.format, allowed)
-    from mapper_core import policy
+    from mapper_core import formats, policy
     from mapper_core.identity import identify
 
     real = identify(Disk(os.path.abspath(image), "")).source
-    found = registry.recognize(policy.read_header(real), real)
+    header = policy.read_header(real)
+    if formats.is_packed(packed := formats.identify(header)):
+        hint = formats.refusal("", header, real).hint
+        raise UnsupportedFormat(f"is no disk image but packed with {packed}", subject=real, hint=hint)
+    found = registry.recognize(header, real)
     output.note(f"{image} looks like {found}; --format {found} is safer, since a guest can forge the content")
     return Disk(os.path.abspath(image), found, allowed)
 
@@ -57,8 +62,6 @@ def existing_target(mapper: Mapper, name: str) -> str:
 
 
 def _directory(path: str) -> str:
-    from mapper_core.errors import UsageError
-
     if not os.path.isdir(path):
         raise UsageError("is not a directory", subject=path, hint="--allow-dir takes an existing directory")
     return os.path.realpath(path)

@@ -1,0 +1,94 @@
+"""The documentation of the command names everything there is, and nothing that is not."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from mapper_core import errors
+from mapper_core.cli import main, parser
+from mapper_core.cli.commands import COMMANDS
+from mapper_core.registry import BLOCK_ENVIRONMENT
+from mapper_core.runtime import ENVIRONMENT
+
+pytestmark = pytest.mark.unit
+
+DOCS = Path(__file__).parents[3] / "docs"
+CLI = (DOCS / "cli.md").read_text(encoding="utf-8")
+SOURCE = (DOCS / "man" / "mapper-cli.8").read_text(encoding="utf-8").replace("\\-", "-")
+MAN = re.sub(r"\\f[BIR]", "", SOURCE)
+EXIT_CODES = (DOCS / "exit-codes.md").read_text(encoding="utf-8")
+
+
+def rows() -> dict[int, set[str]]:
+    """Exit code -> error classes, from the table."""
+    found = {}
+    for line in EXIT_CODES.splitlines():
+        if match := re.match(r"\| (\d+) \| (.*?) \|", line):
+            found[int(match[1])] = set(re.findall(r"`(\w+)`", match[2]))
+    return found
+
+
+def classes() -> dict[str, int]:
+    """Error class -> exit code, from the code."""
+    return {
+        name: value.exit_code
+        for module in (errors, main)
+        for name, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, errors.MapperError) and value.__module__ == module.__name__
+    }
+
+
+def options() -> set[str]:
+    return {
+        option
+        for name in COMMANDS
+        for action in parser.build_one(name)._actions
+        for option in action.option_strings
+        if option not in ("-h", "--help")
+    } | {"--version"}
+
+
+def test_each_error_has_its_row_and_each_row_its_errors() -> None:
+    table = rows()
+    assert len(table) > 10
+    found = {name: code for code, names in table.items() for name in names}
+    assert found == classes()
+
+
+def test_the_man_page_has_all_exit_codes() -> None:
+    codes = {int(code) for code in re.findall(r"^(\d+)\t", MAN, re.MULTILINE)}
+    assert codes == {0, *classes().values()}
+
+
+@pytest.mark.parametrize("text", [CLI, MAN], ids=["cli.md", "man page"])
+def test_all_options_and_variables_are_documented(text: str) -> None:
+    missing = {option for option in options() if not re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", text)}
+    assert missing == set()
+    assert ENVIRONMENT in text and BLOCK_ENVIRONMENT in text
+
+
+@pytest.mark.parametrize("text", [CLI, MAN], ids=["cli.md", "man page"])
+def test_no_option_is_documented_that_does_not_exist(text: str) -> None:
+    others = {"--detach", "--help"}
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - options() <= others
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_is_documented(name: str) -> None:
+    assert re.search(rf"^\| `{name}[ `]", CLI, re.MULTILINE)
+    assert re.search(rf"^\\fBmapper-cli {name}\b", SOURCE, re.MULTILINE)
+    assert re.search(rf"^(\.B |\\fB){name}\b", SOURCE[SOURCE.index(".SH COMMANDS") :], re.MULTILINE)
+
+
+def test_the_driver_errors_do_not_take_our_codes() -> None:
+    driver = importlib.import_module("mapper_driver.errors")
+    own = {
+        value.exit_code
+        for value in vars(driver).values()
+        if isinstance(value, type) and issubclass(value, errors.MapperError) and value.__module__ == driver.__name__
+    }
+    assert own & {0, *classes().values()} <= {errors.NotFound.exit_code}  # a missing instance is a missing thing
