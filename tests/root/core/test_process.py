@@ -1,0 +1,91 @@
+"""Running programs: argument lists, a deadline, all of the output, and never an error that looks like a result."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from mapper_core.errors import CommandFailed, DeadlineExceeded, ToolMissing, UsageError
+from mapper_core.process import run
+
+pytestmark = pytest.mark.root
+
+
+def test_output_beyond_a_pipe_buffer_does_not_block() -> None:
+    """M-25: 10 MiB on both streams; the first bytes are kept, the rest is read and dropped."""
+    script = "head -c 10485760 /dev/zero; head -c 10485760 /dev/zero >&2"
+    done = run(("sh", "-c", script), timeout=30, limit=1 << 20)
+    assert (len(done.stdout), len(done.stderr)) == (1 << 20, 1 << 20)
+
+
+def test_a_failure_carries_status_and_reason() -> None:
+    with pytest.raises(CommandFailed, match="No such file") as caught:
+        run(("ls", "/nonexistent"), timeout=10, subject="the disk")
+    assert caught.value.status == 2
+    assert caught.value.subject == "the disk"
+
+
+def test_a_signal_is_told() -> None:
+    with pytest.raises(CommandFailed, match="signal 9") as caught:
+        run(("sh", "-c", "kill -9 $$"), timeout=10)
+    assert caught.value.status == -9
+
+
+def test_the_deadline_ends_the_whole_group(tmp_path: Path) -> None:
+    started = time.monotonic()
+    with pytest.raises(DeadlineExceeded, match="sh did not finish"):
+        run(("sh", "-c", f"sleep 60 & echo $! > {tmp_path}/pid; sleep 60"), timeout=0.5)
+    assert time.monotonic() - started < 10
+    child = int((tmp_path / "pid").read_text())
+    status = Path(f"/proc/{child}/status")
+    assert not status.exists() or "State:\tZ" in status.read_text()
+
+
+def test_arguments_are_arguments(tmp_path: Path) -> None:
+    """S-12: nothing is ever read by a shell."""
+    hostile = f"$(touch {tmp_path}/canary);`touch {tmp_path}/canary`\n; touch {tmp_path}/canary #é"
+    assert run(("printf", "%s", hostile), timeout=10).stdout.decode() == hostile
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("argv", [(), ("",), ("ls", "a\0b"), ("ls", None), ("ls", b"x")])
+def test_impossible_arguments_are_refused_before_anything_runs(argv: tuple[object, ...]) -> None:
+    """M-02."""
+    with pytest.raises(UsageError):
+        run(argv, timeout=10)  # type: ignore[arg-type]
+
+
+def test_a_missing_program_names_its_package() -> None:
+    with pytest.raises(ToolMissing, match="no-such-program"):
+        run(("no-such-program",), timeout=10)
+
+
+def test_the_environment_is_minimal_and_in_the_c_locale(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "x")
+    monkeypatch.setenv("PATH", "/tmp/evil")
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    names = dict(line.split("=", 1) for line in run(("env",), timeout=10).stdout.decode().splitlines())
+    assert names["LC_ALL"] == "C"
+    assert "SECRET" not in names
+    assert "/tmp/evil" not in names["PATH"]
+
+
+def test_standard_input_is_empty() -> None:
+    assert run(("cat",), timeout=10).stdout == b""
+
+
+def test_a_short_command_is_not_slowed_down() -> None:
+    """A polling wait of 100 ms would be paid by every action."""
+    run(("true",), timeout=10)
+    started = time.monotonic()
+    for _ in range(5):
+        run(("true",), timeout=10)
+    assert time.monotonic() - started < 0.4
+
+
+def test_no_descriptor_is_left_open() -> None:
+    before = os.listdir("/proc/self/fd")
+    for _ in range(3):
+        run(("true",), timeout=10)
+    assert len(os.listdir("/proc/self/fd")) == len(before)

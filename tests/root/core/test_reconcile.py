@@ -1,0 +1,132 @@
+"""After a crash, reconcile puts the node in order; what is in use it leaves."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from mapper_core.journal import State
+from mapper_core.linux import mountinfo
+from mapper_core.mapping import Mapper
+from mapper_core.model import Disk, MapOptions
+from mapper_core.reconcile import Mode, reconcile
+from mapper_core.testing import disks
+from mapper_core.tree.mounted import TreeRequest, mount_tree, unmount_tree
+
+pytestmark = pytest.mark.root
+
+
+def _kill_during(work, seconds: float) -> None:
+    """Run ``work`` in a process and kill it with -9 after a while."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    time.sleep(seconds)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+@pytest.mark.parametrize("moment", [0.005, 0.02, 0.04, 0.06, 0.08, 0.1, 0.12, 0.15, 0.2, 0.3])
+def test_killed_while_mounting(mapper: Mapper, system: Path, moment: float) -> None:
+    """Kill -9 anywhere in map and mount: one reconcile later nothing is left, and the disk can be mounted."""
+    image = disks.convert(system, "qcow2", system.with_suffix(".qcow2"))
+    directory = f"{mapper.runtime.mounts}/one-1.0"
+    request = TreeRequest(Disk(str(image), "qcow2"), MapOptions(), directory)
+
+    def work() -> None:
+        own = Mapper.open()
+        while True:
+            mount_tree(own, request)
+            unmount_tree(own, directory)
+
+    _kill_during(work, moment)
+    report = reconcile(mapper)
+    assert not report.problems, report
+    # a tree that was complete when its maker died is wanted
+    unmount_tree(mapper, directory)
+    assert mapper.journal.ids() == ()
+    assert os.listdir(mapper.runtime.trees) == []
+    assert os.listdir(mapper.runtime.exports) == []
+    assert mountinfo.below(mapper.runtime.root) == ()
+    mount_tree(mapper, request)
+    unmount_tree(mapper, directory)
+    disks.run("qemu-img", "check", "-f", "qcow2", str(image))
+
+
+def test_what_is_wanted_is_left_alone(mapper: Mapper, bare: Path) -> None:
+    mapped = mapper.map(Disk(str(bare), "raw"), MapOptions(), user="cli")
+    assert reconcile(mapper) == reconcile(mapper, Mode.DRY_RUN)
+    assert mapper.find(mapped.id) == mapped
+    mapper.unmap(mapped.id, user="cli")
+
+
+def test_users_that_are_gone(mapper: Mapper, bare: Path) -> None:
+    """A process that mapped for a moment and died; a tree without a record."""
+    gone = os.fork()
+    if gone == 0:
+        os._exit(0)
+    os.waitpid(gone, 0)
+    for user in (f"pid:{gone}", "tree:/nowhere"):
+        mapper.map(Disk(str(bare), "raw"), MapOptions(), user=user)
+    assert len(reconcile(mapper, Mode.DRY_RUN).actions) == 2
+    assert len(mapper.mapped()) == 1
+    assert len(reconcile(mapper).actions) == 2
+    assert mapper.mapped() == ()
+
+
+def test_records_of_an_earlier_boot(mapper: Mapper, bare: Path) -> None:
+    """Y-01: /run on a disk: the devices are gone, and the numbers may belong to others by now."""
+    mapped = mapper.map(Disk(str(bare), "raw"), MapOptions(), user="cli")
+    record = mapper.journal.read(mapped.id)
+    assert record is not None
+    mapper.unmap(mapped.id, user="cli")
+    import dataclasses
+
+    mapper.journal.write(dataclasses.replace(record, boot="another"))
+    other = disks.run("losetup", "--find", "--show", str(bare)).strip()
+    try:
+        assert reconcile(mapper).actions
+        assert mapper.journal.ids() == ()
+        assert disks.run("losetup", "-n", "-O", "BACK-FILE", other).strip() == str(bare)
+    finally:
+        disks.run("losetup", "-d", other)
+
+
+def test_a_damaged_record_is_reported_and_stops_nobody(mapper: Mapper, bare: Path) -> None:
+    (Path(mapper.runtime.disks) / "f-0-0.json").write_text("{")
+    mapped = mapper.map(Disk(str(bare), "raw"), MapOptions(), user="pid:999999999")
+    report = reconcile(mapper)
+    assert [problem.subject for problem in report.problems] == ["f-0-0"]
+    assert [action.subject for action in report.actions] == [str(bare)]
+    assert not mapper.find(mapped.id)
+
+
+def test_what_another_process_is_working_on_is_left(mapper: Mapper, bare: Path) -> None:
+    mapped = mapper.map(Disk(str(bare), "raw"), MapOptions(), user="cli")
+    record = mapper.journal.read(mapped.id)
+    assert record is not None
+    import dataclasses
+
+    mapper.journal.write(dataclasses.replace(record, state=State.MAPPING))
+    ready, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            with Mapper.open().lock(mapped.id):
+                os.write(tell, b"x")
+                time.sleep(30)
+        finally:
+            os._exit(0)
+    assert os.read(ready, 1) == b"x"
+    assert reconcile(mapper).actions == ()
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    os.close(ready)
+    os.close(tell)
+    assert len(reconcile(mapper).actions) == 1
+    assert mapper.journal.ids() == ()
