@@ -33,7 +33,8 @@ def in_mount_namespace(pid: int) -> Iterator[None]:
 
     Only the calling thread moves; its root and working directory become the root of that namespace. From then on it no
     longer shares root, working directory and umask with the other threads of the process (a kernel condition for
-    setns). Descriptors opened on either side stay valid on the other.
+    setns). Descriptors opened on either side stay valid on the other. A thread that is started inside of the block
+    stays in the other namespace.
 
     :raises NotFound: when there is no such process.
     :raises KernelError: when it is not allowed (CAP_SYS_ADMIN and CAP_SYS_CHROOT are needed), or when there is no way
@@ -71,6 +72,7 @@ def in_mount_namespace(pid: int) -> Iterator[None]:
 
 def _return(namespace: int, root: int, directory: int) -> None:
     try:
+        call("unshare", _CLONE_FS)  # a thread that was started meanwhile shares them with us again
         call("setns", namespace, _CLONE_NEWNS)
         # setns() puts us into the root of the namespace; a process that was in a chroot goes back there.
         if not os.path.samestat(os.stat("/"), os.fstat(root)):

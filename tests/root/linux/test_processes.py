@@ -236,23 +236,34 @@ def test_back_after_an_error(elsewhere: Elsewhere) -> None:
 
 def test_other_threads_stay(elsewhere: Elsewhere) -> None:
     pid = elsewhere("")
+    home = namespaces.mount_namespace_id("thread-self")
     seen: list[int] = []
-    with namespaces.in_mount_namespace(pid):
-        thread = threading.Thread(target=lambda: None)
-        thread.start()
-        thread.join()
-        seen.append(namespaces.mount_namespace_id("thread-self"))
-    home = namespaces.mount_namespace_id("self")
 
     def work() -> None:
         with namespaces.in_mount_namespace(pid):
             seen.append(namespaces.mount_namespace_id("thread-self"))
-            assert namespaces.mount_namespace_id("self") == home
+            seen.append(namespaces.mount_namespace_id("self"))
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert seen == [namespaces.mount_namespace_id(pid)] * 2
+    assert seen == [namespaces.mount_namespace_id(pid), home]
+    assert namespaces.mount_namespace_id("thread-self") == home
+
+
+def test_back_while_a_thread_of_the_other_side_lives(elsewhere: Elsewhere) -> None:
+    """It shares root and working directory with us, and setns() answers EINVAL to who shares them."""
+    pid = elsewhere("")
+    home = namespaces.mount_namespace_id("thread-self")
+    stop = threading.Event()
+    thread = threading.Thread(target=stop.wait)
+    try:
+        with namespaces.in_mount_namespace(pid):
+            thread.start()
+        assert namespaces.mount_namespace_id("thread-self") == home
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_the_own_namespace_is_no_journey() -> None:
