@@ -86,17 +86,19 @@ def choose_root(
 def root_subvolume(root: Volume, contents: tuple[RootEvidence, ...]) -> str:
     """Return the btrfs subvolume in which the chosen root was seen; empty: the default one.
 
-    :raises AmbiguousRoot: several subvolumes look equally like a root.
+    Of several that look the same the default one is right: it is often one of the others as well.
+
+    :raises AmbiguousRoot: several subvolumes look equally like a root, and none of them is the default one.
     """
     seen = [item for item in contents if item.volume == root]
-    if not seen:
+    top = max((item.rank for item in seen), default=())
+    found = sorted({item.subvolume for item in seen if item.rank == top and any(top)})
+    if not found or "" in found:
         return ""
-    top = max(item.rank for item in seen)
-    found = sorted({item.subvolume for item in seen if item.rank == top})
-    if len(found) > 1 and any(top):
-        names = ", ".join(escape_controls(name) or "(default)" for name in found)
-        raise AmbiguousRoot(f"{describe(root)} has several subvolumes that look like a root filesystem: {names}")
-    return found[0] if any(top) else ""
+    if len(found) > 1:
+        names = ", ".join(map(escape_controls, found))
+        raise AmbiguousRoot(f"{describe(root)}, with several subvolumes that look like a root filesystem: {names}")
+    return found[0]
 
 
 def _best(contents: tuple[RootEvidence, ...]) -> tuple[Volume, ...]:
