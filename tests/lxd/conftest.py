@@ -6,20 +6,21 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from mapper_driver.errors import InstanceNotFound
 from mapper_driver.lxd import hook, placement
 from mapper_driver.lxd.client import LxdClient
-from mapper_driver.lxd.model import Instance, InstanceSpec
+from mapper_driver.lxd.model import InstanceSpec
 from mapper_driver.lxd.placement import Placement
 
-from mapper_core.errors import NotMapped
-from mapper_core.linux import mountinfo, mounts
+from mapper_core.linux import idmap, mountinfo, mounts
+from mapper_core.model import IdMap
 from mapper_core.runtime import Runtime
 
 ROOT = Path(__file__).parents[2]
@@ -100,17 +101,23 @@ class Staged:
 
 
 @pytest.fixture
-def staged(images: ModuleType, tmp_path: Path) -> Iterator[Staged]:
-    """A staged system, mounted as the product does it: private, nosuid, nodev, in a directory of mode 0700."""
+def staging(tmp_path: Path) -> Iterator[Path]:
+    """A directory for staged trees, as the product has it: mode 0700, and mounts in it reach no other namespace."""
     directory = tmp_path / "staging"
     directory.mkdir(0o700)
+    run("mount", "--bind", "--make-private", str(directory), str(directory))
+    yield directory
+    run("umount", str(directory))
+
+
+@pytest.fixture
+def staged(images: ModuleType, tmp_path: Path, staging: Path) -> Iterator[Staged]:
+    """A staged system: nosuid, nodev."""
     system, home = str(tmp_path / "root.img"), str(tmp_path / "home.img")
     images.build_bare(system)
     images.build_data(home, files={"greeting": "hello\n"})
     with ExitStack() as undo:
-        run("mount", "--bind", "--make-private", str(directory), str(directory))
-        undo.callback(run, "umount", str(directory))
-        tree = directory / "tree"
+        tree = staging / "tree"
         tree.mkdir()
         for image, target in ((system, tree), (home, tree / "home")):
             run("mount", "-o", "loop,nosuid,nodev", image, str(target))
@@ -140,43 +147,60 @@ class Container:
         return mountinfo.entries(self.client.state(self.name).pid)
 
 
-MakeContainer = Callable[..., Container]
+@dataclass(frozen=True)
+class MakeContainer:
+    """Creates containers as the driver does: without files, then its tree is staged with its map of ids."""
+
+    runtime: Runtime
+    directory: Path
+    undo: ExitStack
+
+    def __call__(self, client: LxdClient, name: str, tree: str, **config: str) -> Container:
+        self.undo.callback(placement.forget, self.runtime, name)
+        created = client.create(InstanceSpec(name, config=config))
+        self.undo.callback(client.delete, name)
+        rootfs, daemon = client.rootfs(created), client.daemon_pid()
+        placement.prepare_rootfs(rootfs, daemon)
+        command = hook.command(self.runtime, name, daemon)
+        client.set_config(name, {"raw.lxc": f"lxc.hook.pre-start = {command}"})
+        ids = client.idmap(name)
+        if ids is not None:
+            tree = self.map_owners(tree, name, ids)
+            client.keep_owners(name)
+        container = self.place(client, name, rootfs, tree)
+        self.undo.callback(_stop, client, name)
+        return container
+
+    def place(self, client: LxdClient, name: str, rootfs: str, tree: str) -> Container:
+        """Write the record of a staged tree."""
+        wanted = placement.describe(name, rootfs, tree)
+        self.undo.callback(placement.unplace, wanted, client.daemon_pid())
+        placement.write(self.runtime, wanted)
+        return Container(client, wanted, self.runtime)
+
+    def map_owners(self, tree: str, name: str, ids: IdMap) -> str:
+        """Stage an idmapped clone of a tree beside it."""
+        target = self.directory / name
+        target.mkdir()
+        with ExitStack() as closing:
+            owners = idmap.user_namespace(ids)
+            closing.callback(os.close, owners)
+            clone = mounts.clone_tree(tree, recursive=True)
+            closing.callback(os.close, clone)
+            mounts.set_attributes(clone, recursive=True, userns_fd=owners)
+            target_fd = os.open(target, os.O_PATH)
+            closing.callback(os.close, target_fd)
+            mounts.attach(clone, target_fd)
+        self.undo.callback(run, "umount", "--recursive", str(target))
+        return str(target)
+
+
+def _stop(client: LxdClient, name: str) -> None:
+    with suppress(InstanceNotFound):
+        client.stop(name)
 
 
 @pytest.fixture
-def make_container(runtime_dir: Path) -> Iterator[MakeContainer]:
-    """Creates containers the way the driver does, and takes them away."""
-    runtime = Runtime(str(runtime_dir))
+def make_container(runtime_dir: Path, staging: Path) -> Iterator[MakeContainer]:
     with ExitStack() as undo:
-
-        def make(client: LxdClient, name: str, staging: str, **config: str) -> Container:
-            undo.callback(_remove, client, name, runtime)
-            client.create(InstanceSpec(name, config={"security.protection.delete": "true", **config}))
-            instance: Instance = client.instance(name)
-            rootfs, daemon = client.rootfs(instance), client.daemon_pid()
-            placement.prepare_rootfs(rootfs, daemon)
-            wanted = placement.describe(name, rootfs, staging, client.idmap(name))
-            placement.write(runtime, wanted)
-            client.set_config(name, {"raw.lxc": hook.raw_lxc(hook.command(runtime, name, daemon))})
-            client.keep_owners(name)
-            return Container(client, wanted, runtime)
-
-        yield make
-
-
-def _remove(client: LxdClient, name: str, runtime: Runtime) -> None:
-    if client.exists(name):
-        client.stop(name)
-    wanted = placement.read(placement.record_path(runtime, name))
-    if wanted is not None:
-        placement.unplace(wanted, client.daemon_pid())
-    placement.forget(runtime, name)
-    hook.forget_failure(runtime, name)
-    client.delete(name)
-
-
-def unmount_all(directory: str) -> None:
-    """Unmount what is stacked on a directory of ours."""
-    for _ in mountinfo.at(directory):
-        with suppress(NotMapped):
-            mounts.unmount(directory)
+        yield MakeContainer(Runtime(str(runtime_dir)), staging, undo)

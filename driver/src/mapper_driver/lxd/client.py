@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from mapper_core.errors import DeadlineExceeded, NotSupported
 from mapper_core.linux import process_info
@@ -29,6 +30,7 @@ from mapper_driver.lxd.model import (
     InstanceState,
     Status,
     check_name,
+    root_pool,
 )
 
 #: Where packages put the socket: Debian's lxd, the snap, Incus.
@@ -149,12 +151,14 @@ class LxdClient:
         :raises LxdFailed: the profile is missing or has no root disk.
         """
         try:
-            answer = self._connection.get(self._connection.api.profiles[profile], "look at the profile", profile)
+            answer = self._connection.get(
+                self._connection.api.profiles[quote(profile, safe="")], "look at the profile", profile
+            )
         except InstanceNotFound as error:
             raise LxdFailed("LXD has no such profile", subject=profile, hint="see: lxc profile list") from error
-        for device in answer.json()["metadata"]["devices"].values():
-            if device.get("type") == "disk" and device.get("path") == "/" and device.get("pool"):
-                return str(device["pool"])
+        pool = root_pool(answer.json()["metadata"].get("devices") or {})
+        if pool:
+            return pool
         raise LxdFailed(
             "the profile has no root disk, so no storage pool is known",
             subject=profile,
@@ -184,7 +188,7 @@ class LxdClient:
     # --- changing -------------------------------------------------------------------------------------
 
     def create(self, spec: InstanceSpec, *, deadline_seconds: float = OPERATION_SECONDS) -> Instance:
-        """Create a container without any files (source ``none``).
+        """Create a container without any files (source ``none``), protected against ``lxc delete``.
 
         :raises InstanceExists: there is one of that name.
         :raises LxdFailed: LXD refuses the description.
@@ -195,7 +199,7 @@ class LxdClient:
             "name": check_name(spec.name),
             "type": "container",
             "source": {"type": "none"},
-            "config": dict(spec.config),
+            "config": {PROTECTION: "true", **spec.config},
             "devices": {name: dict(device) for name, device in spec.devices.items()},
             "profiles": list(spec.profiles),
             "description": spec.description,

@@ -19,7 +19,10 @@ from mapper_driver.lxd.answers import WRITABLE
 
 REQUEST_SECONDS = 30.0
 OPERATION_SECONDS = 120.0
-_RETRIES = 16  # of a change that lost against another one
+_MARGIN_SECONDS = 5.0  # for the answer to a request that is to take a known time
+
+#: How daemons say that another operation on the instance is in the way (lxd/instance/operationlock).
+_BUSY = ("non-reusable operation", "busy running", "operation lock")
 
 
 class Changed(LxdFailed):
@@ -99,16 +102,24 @@ class Connection:
         body = answer.json()
         if body.get("type") != "async":
             return {}
-        node = self.api.operations[str(body["operation"]).rsplit("/", 1)[-1]].wait
+        operation = str(body["operation"]).rsplit("/", 1)[-1]
+        return self._wait_for(operation, what, name, settled, deadline_seconds)
+
+    def _wait_for(
+        self, operation_id: str, what: str, name: str, settled: Callable[[], bool], deadline_seconds: float
+    ) -> dict[str, Any]:
+        node = self.api.operations[operation_id].wait
         until = time.monotonic() + deadline_seconds
         while (left := until - time.monotonic()) > 0:
             seconds = max(1, min(round(left), 60))
             try:
-                done = self.get(node, what, name, params={"timeout": str(seconds)}, timeout=seconds + REQUEST_SECONDS)
+                done = self.get(node, what, name, params={"timeout": str(seconds)}, timeout=seconds + _MARGIN_SECONDS)
             except InstanceNotFound as error:
                 if settled():
                     return {}
                 raise LxdFailed(f"cannot {what}: the daemon has forgotten the operation", subject=name) from error
+            except DeadlineExceeded:
+                break
             operation: dict[str, Any] = done.json().get("metadata") or {}
             code = operation.get("status_code", 0)
             if code == 200:
@@ -121,11 +132,16 @@ class Connection:
         raise DeadlineExceeded(f"cannot {what}: not done after {deadline_seconds:g} s", subject=name)
 
     def change(self, node: Any, what: str, name: str, edit: Callable[[dict[str, Any]], None]) -> None:
-        """Read an instance, edit its description, write it back; again when somebody else was faster (L-12).
+        """Read an instance, edit its description, write it back, until it is as wanted (L-12).
+
+        LXD 5.0 compares the ETag before it queues the change, so of two changes at the same moment one can be lost. Therefore
+        the result is read again when no other operation on the instance is under way. That does not help against a change
+        that is queued later: actions of the driver on one container exclude each other by a lock of their own.
 
         :param edit: changes the description in place; without a change nothing is sent.
         """
-        for _ in range(_RETRIES):
+        until = time.monotonic() + OPERATION_SECONDS
+        while time.monotonic() < until:
             found = self.get(node, what, name)
             body = {key: found.json()["metadata"].get(key) for key in WRITABLE}
             body["config"], body["devices"] = body["config"] or {}, body["devices"] or {}
@@ -136,11 +152,24 @@ class Connection:
             headers = {"If-Match": found.headers.get("ETag", "")}
             try:
                 answer = self.send(node.put, what, name, json=body, headers=headers)
+                self.wait(answer, what, name, lambda: True, OPERATION_SECONDS)  # the next look decides
             except Changed:
                 continue
-            self.wait(answer, what, name, lambda: False, OPERATION_SECONDS)
-            return
+            except LxdFailed as error:
+                if not any(text in error.message for text in _BUSY):
+                    raise
+            self._wait_for_others(name)
         raise LxdFailed(f"cannot {what}: others change it all the time", subject=name)
+
+    def _wait_for_others(self, name: str) -> None:
+        """Wait for the operations on an instance that are under way, whoever started them."""
+        what = "wait for the other operations on the instance"
+        found = self.get(self.api.operations, what, name, params={"recursion": "1"}).json().get("metadata") or {}
+        for operation in found.get("running", ()):
+            touched = (operation.get("resources") or {}).get("instances") or ()
+            if any(path.partition("?")[0].endswith(f"/{name}") for path in touched):
+                with contextlib.suppress(LxdFailed):  # its failure is the business of who started it
+                    self._wait_for(operation["id"], what, name, lambda: True, OPERATION_SECONDS)
 
     @contextlib.contextmanager
     def _talking(self, what: str, name: str) -> Iterator[None]:

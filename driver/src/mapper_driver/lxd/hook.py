@@ -14,18 +14,15 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 
-from mapper_core.errors import MapperError, UsageError
+from mapper_core.errors import MapperError
 from mapper_core.linux import namespaces
 from mapper_core.runtime import Runtime
 from mapper_driver.errors import TreeNotPlaced
 from mapper_driver.lxd import placement
 
-#: The key of ``raw.lxc`` that calls us.
-KEY = "lxc.hook.pre-start"
-
 
 def command(runtime: Runtime, container: str, daemon_pid: int) -> str:
-    """The hook's command line. LXC hands it to ``/bin/sh -c``.
+    """The value of ``lxc.hook.pre-start``. LXC hands it to ``/bin/sh -c``.
 
     A daemon with a mount namespace of its own may not see our interpreter (the snap does not), so the hook is started in
     the first namespace and finds the way back by its parent, LXC's monitor.
@@ -39,41 +36,14 @@ def command(runtime: Runtime, container: str, daemon_pid: int) -> str:
     return shlex.join(argv)
 
 
-def raw_lxc(hook_command: str, user_lines: str = "") -> str:
-    """The value of ``raw.lxc``: the user's own lines, then the hook. LXC runs all hooks of a kind, in this order.
-
-    :raises UsageError: a line is not ``key = value`` with a key of LXC's, so that it could hide what follows.
-    """
-    lines = []
-    for line in user_lines.splitlines():
-        text = line.strip()
-        if text and not text.startswith("#"):
-            key, equals, _ = text.partition("=")
-            if not equals or not key.strip().startswith("lxc."):
-                raise UsageError(f"is not a line of an LXC configuration: {text}", subject="RAW")
-            lines.append(text)
-    return "\n".join([*lines, f"{KEY} = {hook_command}"])
-
-
-def failure_path(record: str) -> str:
-    """Where the hook leaves the reason of a failure."""
-    return record.removesuffix(".json") + ".failed"
-
-
 def last_failure(runtime: Runtime, container: str) -> str:
     """Why the hook refused the last start; empty when it did not."""
-    path = failure_path(placement.record_path(runtime, container))
+    path = placement.failure_path(placement.record_path(runtime, container))
     with contextlib.suppress(FileNotFoundError, ValueError, AttributeError):
         with open(path, "rb") as file:
             found = json.loads(file.read())
         return f"{found.get('message', '')} ({found['hint']})" if found.get("hint") else str(found.get("message", ""))
     return ""
-
-
-def forget_failure(runtime: Runtime, container: str) -> None:
-    """Remove what :func:`last_failure` shows."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(failure_path(placement.record_path(runtime, container)))
 
 
 def run(record: str, environment: Mapping[str, str], parent: int) -> None:
@@ -110,7 +80,7 @@ def main(arguments: Sequence[str]) -> int:
     except Exception as error:  # a bug must not end in silence: nobody sees a traceback here
         return _failed(record, TreeNotPlaced(f"unexpected {type(error).__name__}: {error}"))
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(failure_path(record))
+        os.unlink(placement.failure_path(record))
     return 0
 
 
@@ -124,7 +94,7 @@ def _failed(record: str, error: MapperError) -> int:
     syslog.syslog(syslog.LOG_ERR, text)
     with contextlib.suppress(OSError):
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(failure_path(record), flags, 0o600)
+        fd = os.open(placement.failure_path(record), flags, 0o600)
         with open(fd, "w", encoding="utf-8") as file:
             json.dump(error.to_json(), file)
     return error.exit_code

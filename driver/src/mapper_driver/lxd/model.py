@@ -82,11 +82,16 @@ class Instance:
 
     @property
     def root_pool(self) -> str:
-        """Name of the storage pool of the root disk; empty when a profile gives none."""
-        for device in self.all_devices.values():
-            if device.get("type") == "disk" and device.get("path") == "/":
-                return device.get("pool", "")
-        return ""
+        """Name of the storage pool of the root disk; empty when there is none."""
+        return root_pool(self.all_devices)
+
+
+def root_pool(devices: Mapping[str, Device]) -> str:
+    """Name of the storage pool of the root disk among some devices; empty when there is none."""
+    for device in devices.values():
+        if device.get("type") == "disk" and device.get("path") == "/":
+            return device.get("pool", "")
+    return ""
 
 
 @dataclass(frozen=True, slots=True)

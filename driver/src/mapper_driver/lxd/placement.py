@@ -23,7 +23,6 @@ from mapper_core.journal import read_json, remove_json, write_json
 from mapper_core.linux import mountinfo, mounts, namespaces, process_info
 from mapper_core.linux.mounts import MountAttribute, Propagation
 from mapper_core.linux.process_info import ProcessInfo
-from mapper_core.model import IdMap, IdRange
 from mapper_core.runtime import Runtime, boot_id
 from mapper_driver.errors import TreeNotPlaced, TreeStillPlaced
 from mapper_driver.lxd.model import check_name
@@ -55,8 +54,7 @@ class Placement:
     :param root: directory of that filesystem which is its root (btrfs subvolumes).
     :param namespace: mount namespace in which it is mounted (inode number).
     :param boot: boot in which that was.
-    :param idmap: map to put on the clone; ``None`` when the staged tree has the right owners, as it is the case when it is
-        idmapped itself, when the container is privileged, and when LXD shifts the files.
+    :param idmapped: whether it is an idmapped mount. It is not when the container is privileged, or when LXD shifts the files.
     """
 
     container: str
@@ -66,10 +64,10 @@ class Placement:
     root: str
     namespace: int
     boot: str
-    idmap: IdMap | None = None
+    idmapped: bool
 
 
-def describe(container: str, rootfs: str, staging: str, idmap: IdMap | None = None) -> Placement:
+def describe(container: str, rootfs: str, staging: str) -> Placement:
     """Look at a staged tree in the caller's mount namespace.
 
     :raises NotMapped: nothing is mounted there.
@@ -80,7 +78,8 @@ def describe(container: str, rootfs: str, staging: str, idmap: IdMap | None = No
         raise NotMapped("no tree is mounted there", subject=staging)
     top = stack[-1]
     here = namespaces.mount_namespace_id(_HERE)
-    return Placement(check_name(container), rootfs, staging, top.device, top.root, here, boot_id(), idmap)
+    idmapped = "idmapped" in top.options
+    return Placement(check_name(container), rootfs, staging, top.device, top.root, here, boot_id(), idmapped)
 
 
 # --- the record ---------------------------------------------------------------------------------------
@@ -108,14 +107,19 @@ def read(path: str) -> Placement | None:
         return None
     values = {field.name: data[field.name] for field in dataclasses.fields(Placement)}
     values["device"] = tuple(values["device"])
-    if values["idmap"] is not None:
-        values["idmap"] = IdMap(*(tuple(IdRange(**item) for item in values["idmap"][kind]) for kind in ("uid", "gid")))
     return Placement(**values)
 
 
 def forget(runtime: Runtime, container: str) -> None:
-    """Remove the record; one that is not there is removed already."""
-    remove_json(record_path(runtime, container))
+    """Remove the record, and the hook's last word; what is not there is removed already."""
+    path = record_path(runtime, container)
+    remove_json(failure_path(path))
+    remove_json(path)
+
+
+def failure_path(record: str) -> str:
+    """Where the hook leaves the reason of a failure."""
+    return record.removesuffix(".json") + ".failed"
 
 
 # --- placing ------------------------------------------------------------------------------------------
@@ -147,7 +151,6 @@ def place(placement: Placement, daemon_pid: int) -> bool:
     :param daemon_pid: any process in the mount namespace of the daemon.
     :returns: whether it had to be placed.
     :raises TreeNotPlaced: the staged tree is gone, or something else is mounted in its place.
-    :raises NotSupported: a filesystem of the tree cannot be idmapped.
     """
     stack = mountinfo.at(placement.rootfs, pid=daemon_pid)
     if stack and _is_clone(placement, stack[-1]):
@@ -227,8 +230,8 @@ def monitor_of(init_pid: int) -> ProcessInfo | None:
 
 
 def _is_clone(placement: Placement, entry: mountinfo.MountEntry) -> bool:
-    same = (entry.device, entry.root) == (placement.device, placement.root)
-    return same and (placement.idmap is None or "idmapped" in entry.options)
+    found = (entry.device, entry.root, "idmapped" in entry.options)
+    return found == (placement.device, placement.root, placement.idmapped)
 
 
 def _attach_clone(placement: Placement, daemon_pid: int) -> None:
@@ -248,24 +251,13 @@ def _attach_clone(placement: Placement, daemon_pid: int) -> None:
 
 
 def _clone(placement: Placement) -> int:
-    """A detached clone of the staged tree, with the flags and owners the container is to see. In the tree's namespace."""
+    """A detached clone of the staged tree, with the flags the container is to see. In the tree's namespace."""
     top = mountinfo.at(placement.staging, pid=_HERE)[-1:]
-    if [(entry.device, entry.root) for entry in top] != [(placement.device, placement.root)]:
+    if not any(_is_clone(placement, entry) for entry in top):
         raise _gone(placement, "its disk is not mounted any more")
     clone = mounts.clone_tree(placement.staging, recursive=True)
     try:
-        if placement.idmap is None:
-            mounts.set_attributes(clone, clear=_CLEAR, recursive=True, propagation=Propagation.PRIVATE)
-            return clone
-        from mapper_core.linux import idmap
-
-        owners = idmap.user_namespace(placement.idmap)
-        try:
-            mounts.set_attributes(
-                clone, clear=_CLEAR, recursive=True, propagation=Propagation.PRIVATE, userns_fd=owners
-            )
-        finally:
-            os.close(owners)
+        mounts.set_attributes(clone, clear=_CLEAR, recursive=True, propagation=Propagation.PRIVATE)
     except BaseException:
         os.close(clone)
         raise
