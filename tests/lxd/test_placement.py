@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import subprocess
 import time
 from pathlib import Path
 from types import ModuleType
@@ -240,6 +242,42 @@ def test_daemon_in_a_mount_namespace_of_its_own(
         client.delete("apart")
     placement.unplace(container.placement, daemon)
     assert not placement.is_placed(container.placement, daemon)
+
+
+def test_a_namespace_that_copied_the_staged_tree_lets_it_go(staged: Staged, tmp_path: Path) -> None:
+    """L-18: it was made while the tree was staged; the snap's daemon is refreshed like that."""
+    rootfs = tmp_path / "c1" / "rootfs"
+    rootfs.parent.mkdir()
+    argv = ["unshare", "--mount", "--propagation", "private", "--", "sh", "-c", "echo ready; read line"]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as daemon:
+        assert daemon.stdout is not None and daemon.stdout.readline() == b"ready\n"
+        placement.prepare_rootfs(str(rootfs), daemon.pid)
+        wanted = placement.describe("c1", str(rootfs), staged.directory)
+        assert mountinfo.at(staged.directory, pid=daemon.pid)
+        assert placement.place(wanted, daemon.pid)
+        assert placement.is_placed(wanted, daemon.pid) and not placement.is_placed(wanted, os.getpid())
+        assert len(mountinfo.below(str(rootfs), pid=daemon.pid)) == 1
+        placement.unplace(wanted, daemon.pid)
+        devices = {entry.device for entry in (*mountinfo.at(staged.directory), *mountinfo.below(staged.directory))}
+        assert len(devices) == 2
+        assert not devices & {entry.device for entry in mountinfo.entries(daemon.pid)}
+        daemon.communicate(b"\n")
+
+
+def test_another_tree_at_the_same_place_is_not_taken_for_it(staged: Staged, staging: Path, tmp_path: Path) -> None:
+    """After an unmount and a mount of another disk the record is about something that is gone."""
+    rootfs = tmp_path / "c1" / "rootfs"
+    rootfs.mkdir(parents=True)
+    wanted = placement.describe("c1", str(rootfs), staged.directory)
+    run("mount", "-t", "tmpfs", "none", staged.directory)
+    try:
+        with pytest.raises(TreeNotPlaced, match="not mounted any more"):
+            placement.place(wanted, os.getpid())
+        with pytest.raises(TreeNotPlaced, match="booted"):
+            placement.place(dataclasses.replace(wanted, boot="another"), os.getpid())
+    finally:
+        run("umount", staged.directory)
+    assert mountinfo.at(str(rootfs)) == ()
 
 
 def test_record_survives_a_round_trip(runtime_dir: Path) -> None:

@@ -3,6 +3,9 @@
 It must be fast, and end the start with a clear line when there is no tree to place. LXC shows a hook's output in its log only at a
 level that LXD does not set, so the reason also goes to syslog and into a file next to the placement, where
 :func:`last_failure` finds it.
+
+LXD 5.0 reports a start that a hook has refused only after 30 s: its own stop hook waits for the lock of the start. So whoever
+starts a container by the API looks first whether its tree can be placed; the hook is for all other starts.
 """
 
 from __future__ import annotations
