@@ -6,6 +6,7 @@ of the directory) and removed last. The version is checked: a record of a newer 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -84,6 +85,9 @@ class Journal:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise _corrupt(self._path(record_id), f"misses or garbles a field: {error!r}") from error
 
+    def __contains__(self, record_id: str) -> bool:
+        return os.path.exists(self._path(record_id))
+
     def ids(self) -> tuple[str, ...]:
         """Keys of all records, sorted."""
         try:
@@ -93,8 +97,14 @@ class Journal:
         return tuple(sorted(name[:-5] for name in names if name.endswith(".json")))
 
     def records(self) -> tuple[Record, ...]:
-        """All records; one that another process removes meanwhile is left out."""
-        return tuple(record for key in self.ids() if (record := self.read(key)) is not None)
+        """All records that can be read, by id. A damaged one is for reconcile and doctor to report; it stops nobody."""
+        found = []
+        for key in self.ids():
+            with contextlib.suppress(StateCorrupt):
+                record = self.read(key)
+                if record is not None:
+                    found.append(record)
+        return tuple(found)
 
 
 # --- files, shared by all records ---------------------------------------------------------------------

@@ -20,7 +20,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from mapper_core import policy
-from mapper_core.errors import ImageInUse, MappedDifferently, MapperError, NotMapped, PluginFault
+from mapper_core.errors import BadPartitionTable, ImageInUse, MappedDifferently, MapperError, NotMapped, PluginFault
 from mapper_core.identity import Identity, identify
 from mapper_core.journal import Journal, Record, State
 from mapper_core.linux import block, locks
@@ -32,6 +32,8 @@ from mapper_core.transports import Transports
 from mapper_core.transports.base import Scope
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from mapper_core.resources import Resource
 
 #: The user in whose name ``mapper-cli map`` maps.
@@ -127,9 +129,9 @@ class Mapper:
         with contextlib.ExitStack() as undo:
             undo.callback(lambda: self._undo(ledger.value))
             attachment = self.registry.map(disk, image, options, self._transports(ledger))
-            ledger.change(attachment=attachment)
+            ledger.value = dataclasses.replace(ledger.value, attachment=attachment)
             size = self._verify(ledger.value, image)
-            table = self._partitions(attachment.device, options.access)
+            table = self._partitions(attachment.device, disk.source)
             ledger.change(size=size, table=table, state=State.MAPPED)
             undo.pop_all()
         return _as_mapped(ledger.value)
@@ -147,29 +149,19 @@ class Mapper:
     def _verify(self, record: Record, image: ImageInfo | None) -> int:
         """Check what the plugin says it has made (S-13); return the size of the device, bytes."""
         assert record.attachment is not None
-        device = record.attachment.device
+        device, source = record.attachment.device, record.disk.source
+        blame = f"the plugin {record.plugin} returned {device}"
         try:
             found = os.stat(device, follow_symlinks=False)
         except OSError as error:
-            raise PluginFault(
-                f"the plugin {record.plugin} returned {device}, which cannot be reached: {error.strerror}",
-                subject=record.disk.source,
-            ) from error
+            raise PluginFault(f"{blame}, which cannot be reached: {error.strerror}", subject=source) from error
         if not device.startswith("/dev/") or not stat.S_ISBLK(found.st_mode):
-            raise PluginFault(
-                f"the plugin {record.plugin} returned {device}, which is no block device", subject=record.disk.source
-            )
-        for other in self.journal.records():
-            if (
-                other.id != record.id
-                and other.attachment is not None
-                and other.attachment.device == device
-                and self._is_live(other)
-            ):
-                raise PluginFault(
-                    f"the plugin {record.plugin} returned {device}, which is {other.disk.source}",
-                    subject=record.disk.source,
-                )
+            raise PluginFault(f"{blame}, which is no block device", subject=source)
+        if record.resources:
+            if not nodes.is_attached(device, record.resources):
+                raise PluginFault(f"{blame}, which is not the device that was made for it", subject=source)
+        elif any(other.attachment and other.attachment.device == device for other in self.journal.records()):
+            raise PluginFault(f"{blame}, which is another disk", subject=source)
         with block.exclusive(device) as fd:
             size = block.size(fd)
         if image is not None and size != image.virtual_size // 512 * 512:
@@ -178,9 +170,13 @@ class Mapper:
             )
         return size
 
-    def _partitions(self, device: str, access: Access) -> PartitionTable:
-        with nodes.reader(device) as reader:
-            table = self.registry.discover_partitions(device, reader.read, reader.size, reader.sector_size)
+    def _partitions(self, device: str, source: str) -> PartitionTable:
+        try:
+            with nodes.reader(device) as reader:
+                table = self.registry.discover_partitions(device, reader.read, reader.size, reader.sector_size)
+        except BadPartitionTable as error:
+            error.subject = source
+            raise
         return nodes.add(device, table)
 
     # --- unmap ---
@@ -252,12 +248,19 @@ class Mapper:
 
     # --- helpers ---
 
-    def lock(self, record_id: str) -> contextlib.AbstractContextManager[object]:
-        """Lock one disk against other processes.
+    @contextlib.contextmanager
+    def lock(self, record_id: str) -> Iterator[None]:
+        """Lock one disk against other processes. The lock file goes with the record.
 
         :raises Busy: another process has the lock.
         """
-        return locks.try_lock(f"{self.runtime.locks}/{record_id}")
+        path = f"{self.runtime.locks}/{record_id}"
+        with locks.try_lock(path):
+            try:
+                yield
+            finally:
+                if record_id not in self.journal:
+                    locks.remove(path)
 
     def _transports(self, ledger: _JournalLedger) -> Transports:
         return Transports(Scope(ledger, f"{self.runtime.exports}/{ledger.id}", self.runtime.locks))
@@ -310,6 +313,10 @@ class _JournalLedger:
         return self.value.id
 
     @property
+    def device(self) -> str:
+        return self.value.attachment.device if self.value.attachment else ""
+
+    @property
     def resources(self) -> tuple[Resource, ...]:
         return self.value.resources
 
@@ -319,9 +326,6 @@ class _JournalLedger:
 
     def record(self, resource: Resource) -> None:
         self.change(resources=(*self.value.resources, resource))
-
-    def forget(self, resource: Resource) -> None:
-        self.change(resources=tuple(item for item in self.value.resources if item != resource))
 
 
 def _as_mapped(record: Record) -> MappedDisk:

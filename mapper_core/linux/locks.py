@@ -32,6 +32,12 @@ def try_lock(path: str) -> Iterator[int]:
         os.close(fd)
 
 
+def remove(path: str) -> None:
+    """Remove the file of a lock that the caller holds. Whoever opened it meanwhile notices and makes a new one."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
 def open_lock(path: str) -> int:
     """As :func:`try_lock`; the lock is held until the descriptor is closed."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY

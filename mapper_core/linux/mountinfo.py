@@ -84,15 +84,25 @@ def entries(pid: str | int = "self") -> tuple[MountEntry, ...]:
 
     :raises NotFound: when there is no such process.
     """
+    return parse(_read(pid))
+
+
+def _read(pid: str | int) -> bytes:
     try:
         with open(f"/proc/{pid}/mountinfo", "rb") as file:
-            return parse(file.read())
+            return file.read()
     except (FileNotFoundError, ProcessLookupError) as error:
         raise NotFound("there is no such process", subject=f"process {pid}") from error
     except OSError as error:
         if error.errno == errno.EINVAL:  # the process is a zombie and has no namespaces any more
             raise NotFound("the process has ended", subject=f"process {pid}") from error
         raise kernel_error(error, "cannot read the mounts", subject=f"process {pid}") from error
+
+
+def _entries_with(path: str, pid: str | int) -> tuple[MountEntry, ...]:
+    """The mounts whose line contains a path; a host with a hundred containers has thousands of others to skip."""
+    needle = b" " + b"".join(b"\\%03o" % byte if byte in b" \t\n\\" else bytes((byte,)) for byte in os.fsencode(path))
+    return tuple(parse_line(line) for line in _read(pid).split(b"\n") if needle in line)
 
 
 def is_below(path: str, directory: str) -> bool:
@@ -110,7 +120,7 @@ def at(path: str, *, pid: str | int = "self") -> tuple[MountEntry, ...]:
     :param path: absolute path; it is compared as text, so symbolic links must have been resolved.
     """
     path = os.path.normpath(path)
-    return tuple(entry for entry in entries(pid) if entry.target == path)
+    return tuple(entry for entry in _entries_with(path, pid) if entry.target == path)
 
 
 def below(path: str, *, pid: str | int = "self") -> tuple[MountEntry, ...]:
@@ -119,4 +129,13 @@ def below(path: str, *, pid: str | int = "self") -> tuple[MountEntry, ...]:
     :param path: absolute path; it is compared as text, so symbolic links must have been resolved.
     """
     path = os.path.normpath(path)
-    return tuple(entry for entry in entries(pid) if is_below(entry.target, path))
+    return tuple(entry for entry in _entries_with(path, pid) if is_below(entry.target, path))
+
+
+def under(path: str, *, pid: str | int = "self") -> tuple[MountEntry, ...]:
+    """The mounts on a directory and below it, in the order of the mount table.
+
+    :param path: as for :func:`at`.
+    """
+    path = os.path.normpath(path)
+    return tuple(entry for entry in _entries_with(path, pid) if entry.target == path or is_below(entry.target, path))

@@ -8,6 +8,7 @@ from mapper_core.errors import TransportUnavailable, UsageError
 
 if TYPE_CHECKING:
     from mapper_core.model import Attachment, MapOptions
+    from mapper_core.resources import Resource
     from mapper_core.transports.base import Scope, Transport
     from mapper_core.transports.blockgraph import BlockNode
 
@@ -23,6 +24,7 @@ class Transports:
 
     def __init__(self, scope: Scope) -> None:
         self._scope = scope
+        self._released: set[Resource] = set()
 
     def attach(self, node: BlockNode, options: MapOptions) -> Attachment:
         """Make a block device from an image, by the transport that was asked for or the first that can.
@@ -49,8 +51,9 @@ class Transports:
     def release(self) -> None:
         """Take away everything that was made for this mapping, the newest first. Nothing left to do is a success."""
         for resource in reversed(self._scope.ledger.resources):
-            transport_named(resource.kind).release(resource, self._scope)
-            self._scope.ledger.forget(resource)
+            if resource not in self._released:
+                transport_named(resource.kind).release(resource, self._scope)
+                self._released.add(resource)
 
 
 def _candidates(options: MapOptions) -> tuple[str, ...]:

@@ -35,14 +35,15 @@ class Ledger(Protocol):
         """Key of the mapping."""
 
     @property
+    def device(self) -> str:
+        """The device that was made; empty when that is not known (yet, or after a crash)."""
+
+    @property
     def resources(self) -> tuple[Resource, ...]:
         """What is recorded, the oldest first."""
 
     def record(self, resource: Resource) -> None:
         """Write down durably what is about to be made."""
-
-    def forget(self, resource: Resource) -> None:
-        """Write down durably that it is gone."""
 
 
 @dataclass(frozen=True, slots=True)

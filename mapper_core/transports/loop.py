@@ -35,6 +35,8 @@ class LoopTransport:
         :raises ImageInUse: another program has locked it, or another loop device writes to it.
         :raises ReadOnlyImage: write access is asked for and not permitted (U-06).
         """
+        # asked before we open it for writing ourselves
+        unwritten = access is Access.READ_WRITE and image_locks.surely_unwritten(node.filename)
         fd = open_image(node.filename, access)
         try:
             found = os.fstat(fd)
@@ -44,7 +46,7 @@ class LoopTransport:
                     subject=node.filename,
                 )
             if access is Access.READ_WRITE:
-                _refuse_if_in_use(fd, found, node.filename)
+                _refuse_if_in_use(fd, found, node.filename, unwritten)
             return self.bind(fd, access, scope)
         finally:
             os.close(fd)
@@ -57,8 +59,13 @@ class LoopTransport:
         return Attachment(device.path, self.name)
 
     def release(self, resource: Resource, scope: Scope) -> None:
-        """Unbind every loop device with our tag (there can only be one)."""
+        """Unbind the loop device with our tag; after a crash nobody knows its number, and all are asked."""
         assert isinstance(resource, LoopResource)
+        known = scope.ledger.device
+        status = loop.status(known) if known else None
+        if status is not None and status.tag == resource.tag:
+            loop.detach(known, tag=resource.tag)
+            return
         for device in loop.find(resource.tag):
             loop.detach(device.path, tag=resource.tag)
 
@@ -81,14 +88,14 @@ def open_image(path: str, access: Access) -> int:
         raise
 
 
-def _refuse_if_in_use(fd: int, found: os.stat_result, path: str) -> None:
+def _refuse_if_in_use(fd: int, found: os.stat_result, path: str, unwritten: bool) -> None:
     if holder := image_locks.foreign_lock(fd):
         raise ImageInUse(
             f"the image is locked by {holder}",
             subject=path,
             hint="a virtual machine or a qemu tool uses it; stop that first, or map read-only",
         )
-    for status in loop.list_devices():
+    for status in () if unwritten else loop.list_devices():
         if not status.read_only and (status.backing_device, status.backing_inode) == (found.st_dev, found.st_ino):
             device = status.device.path
             raise ImageInUse(

@@ -162,12 +162,19 @@ def find(mapper: Mapper, directory: str) -> TreeRecord | None:
     return record.read(mapper.runtime.trees, directory)
 
 
-def lock(mapper: Mapper, directory: str) -> contextlib.AbstractContextManager[int]:
-    """Lock the tree of a directory.
+@contextlib.contextmanager
+def lock(mapper: Mapper, directory: str) -> Iterator[None]:
+    """Lock the tree of a directory. The lock file goes with the record.
 
     :raises Busy: another process works on it.
     """
-    return locks.try_lock(f"{mapper.runtime.locks}/tree-{record.key_of(directory)}")
+    path = f"{mapper.runtime.locks}/tree-{record.key_of(directory)}"
+    with locks.try_lock(path):
+        try:
+            yield
+        finally:
+            if not os.path.exists(record.path_of(mapper.runtime.trees, directory)):
+                locks.remove(path)
 
 
 def dismantle(mapper: Mapper, tree: TreeRecord) -> None:
@@ -263,7 +270,7 @@ def _target(root_fd: int, mount: Mount) -> int:
 
 def _unmount_all(tree: TreeRecord) -> None:
     """Unmount all mounts at and below the directory, the deepest and newest first."""
-    entries = (*mountinfo.at(tree.directory), *mountinfo.below(tree.directory))
+    entries = mountinfo.under(tree.directory)
     for entry in sorted(entries, key=lambda entry: (entry.target.count("/"), entry.id), reverse=True):
         if entry.source not in tree.devices:
             raise DeviceBusy(
