@@ -128,14 +128,13 @@ def _node(config: Config, log: Log, container: str) -> Iterator[Node]:
 
     :raises Busy: another action works on it.
     """
-    from mapper_core.linux import locks
     from mapper_core.mapping import Mapper
     from mapper_driver.actions.node import Node
     from mapper_driver.lxd.client import LxdClient
-    from mapper_driver.ownership import lock_path
+    from mapper_driver.ownership import lock
 
     mapper = Mapper.open()
-    with locks.try_lock(lock_path(mapper, container)):
+    with lock(mapper, container):
         yield Node(mapper, LxdClient.connect((config.socket,) if config.socket else None), config, log)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 
 from mapper_core.errors import Busy, MapperError, NotFound
 from mapper_core.linux import holders, locks, namespaces
@@ -26,16 +27,25 @@ def container_of(user: str) -> str:
     return user.partition(":")[2]
 
 
-def lock_path(mapper: Mapper, container: str) -> str:
-    """The lock that every action on a container holds."""
-    return f"{mapper.runtime.locks}/container-{container}"
+@contextlib.contextmanager
+def lock(mapper: Mapper, container: str) -> Iterator[None]:
+    """Lock a container against other actions.
+
+    :raises Busy: another action works on it.
+    """
+    path = f"{mapper.runtime.locks}/container-{container}"
+    with locks.try_lock(path):
+        try:
+            yield
+        finally:
+            locks.remove(path)
 
 
 def is_alive(user: str) -> bool:
     """Say whether a container exists and may use its disks."""
     mapper, container = Mapper.open(), container_of(user)
     try:
-        with locks.try_lock(lock_path(mapper, container)):
+        with lock(mapper, container):
             return _is_used(mapper, user) or _is_known(container)
     except Busy:
         return True

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 from mapper_core.errors import NotSupported, UnknownFilesystem
 from mapper_core.mapping import Mapper
-from mapper_core.model import Access, Disk, IdMap, MapOptions
+from mapper_core.model import Access, IdMap, MapOptions
 from mapper_core.tree import mounted
 from mapper_core.tree.look import Purpose
 from mapper_core.tree.mounted import TreeRequest
 from mapper_core.tree.scratch import scratch_tree
 from mapper_driver import iso, volatile
+from mapper_driver.disks import mapper_disk
 from mapper_driver.opennebula.config import Config
 from mapper_driver.opennebula.framing import Log
 from mapper_driver.opennebula.vm import Context, DiskKind, VirtualMachine, VmDisk
@@ -69,7 +70,7 @@ class Storage:
         :raises MapperError: from the image or the host; then nothing of this disk is left.
         """
         request = TreeRequest(
-            self._disk(vm, disk),
+            mapper_disk(disk, vm, self.config),
             MapOptions(Access.READ_ONLY if disk.read_only else Access.READ_WRITE, self.config.transport or None),
             self.directory(disk.id),
             idmap=idmap,
@@ -126,11 +127,6 @@ class Storage:
             fill=functools.partial(iso.extract, real, owner=owner),
         )
         return Staged(disk_id, directory, idmapped=True)
-
-    def _disk(self, vm: VirtualMachine, disk: VmDisk) -> Disk:
-        return Disk(
-            disk.location, disk.format, (self.config.datastore_location, vm.datastore_dir, *self.config.allowed_dirs)
-        )
 
 
 def root_of(idmap: IdMap | None) -> iso.Owner:

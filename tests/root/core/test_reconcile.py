@@ -104,6 +104,7 @@ def test_a_damaged_record_is_reported_and_stops_nobody(mapper: Mapper, bare: Pat
     assert [problem.subject for problem in report.problems] == ["f-0-0"]
     assert [action.subject for action in report.actions] == [str(bare)]
     assert not mapper.find(mapped.id)
+    (Path(mapper.runtime.disks) / "f-0-0.json").unlink()
 
 
 def test_what_another_process_is_working_on_is_left(mapper: Mapper, bare: Path) -> None:
