@@ -10,7 +10,6 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from mapper_core.errors import (
     CorruptImage,
@@ -20,6 +19,7 @@ from mapper_core.errors import (
     UnsafePath,
     UnsupportedFormat,
 )
+from mapper_core.frozen import dataclass
 
 #: Metadata that is read for one disk, all its files together, bytes (S-19).
 METADATA_LIMIT = 4 << 20
@@ -31,11 +31,11 @@ _RESERVE = 2 << 20
 KERNEL_DIRECTORIES = ("/proc", "/sys")
 
 
-@dataclass(slots=True)
 class Budget:
     """How much metadata may still be read, bytes."""
 
-    left: int = METADATA_LIMIT
+    def __init__(self) -> None:
+        self.left = METADATA_LIMIT
 
 
 @dataclass(frozen=True, slots=True)

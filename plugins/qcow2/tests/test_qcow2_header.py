@@ -2,6 +2,7 @@
 
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mapper_qcow2.header import inspect_image
@@ -63,7 +64,7 @@ def test_version_2(image: Path) -> None:
         ({"snapshots": 3, "snapshots_offset": 1 << 17}, "internal snapshots", "3"),
     ],
 )
-def test_features_are_told(image: Path, fields: dict[str, int], name: str, value: str) -> None:
+def test_features_are_told(image: Path, fields: dict[str, Any], name: str, value: str) -> None:
     # the snapshot table lies where nothing else does: the refcount block is not checked for overlaps
     image.write_bytes(qcow2(**fields))
     assert dict(inspect_image(str(image), ()).detail)[name] == value
@@ -106,9 +107,10 @@ def test_what_is_left_of_a_sector_is_cut_off(image: Path) -> None:
         {"incompatible": 4},
         {"incompatible": 8},
         {"compression": 1},
+        {"autoclear": 2},
     ],
 )
-def test_contradictions(image: Path, fields: dict[str, int]) -> None:
+def test_contradictions(image: Path, fields: dict[str, Any]) -> None:
     assert isinstance(refusal(image, qcow2(**fields)), CorruptImage)
 
 
@@ -130,7 +132,7 @@ def test_extended_l2_entries_need_large_clusters(image: Path) -> None:
         ({"l1_entries": (32 << 20) // 8 + 1}, "L1 table is larger"),
     ],
 )
-def test_variants_that_are_not_handled(image: Path, fields: dict[str, int], said: str) -> None:
+def test_variants_that_are_not_handled(image: Path, fields: dict[str, Any], said: str) -> None:
     error = refusal(image, qcow2(**fields))
     assert isinstance(error, UnsupportedFormat)
     assert said in str(error)

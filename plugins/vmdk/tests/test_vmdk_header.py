@@ -3,6 +3,7 @@
 import os
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mapper_vmdk.header import inspect_image
@@ -97,7 +98,7 @@ def test_tables_where_qemu_writes_the_descriptor_make_an_image_read_only(image: 
         {"newlines": 0x0A0A0A0A},
     ],
 )
-def test_contradictions(image: Path, fields: dict[str, int]) -> None:
+def test_contradictions(image: Path, fields: dict[str, Any]) -> None:
     assert isinstance(refusal(image, vmdk_sparse(**fields)), CorruptImage)
 
 
@@ -114,7 +115,7 @@ def test_contradictions(image: Path, fields: dict[str, int]) -> None:
         ({"capacity_field": 1 << 50, "grain": 1}, "directory is too large"),
     ],
 )
-def test_variants_that_are_not_handled(image: Path, fields: dict[str, int], said: str) -> None:
+def test_variants_that_are_not_handled(image: Path, fields: dict[str, Any], said: str) -> None:
     error = refusal(image, vmdk_sparse(**fields))
     assert isinstance(error, UnsupportedFormat)
     assert said in str(error)
@@ -133,7 +134,7 @@ def test_a_file_that_ends_before_its_tables_do(image: Path, length: int) -> None
 
 
 @pytest.mark.parametrize("fields", [{"capacity_field": 1 << 40}, {"directory": 1 << 40}, {"overhead": 1 << 60}])
-def test_tables_behind_the_end(image: Path, fields: dict[str, int]) -> None:
+def test_tables_behind_the_end(image: Path, fields: dict[str, Any]) -> None:
     """The virtual size alone costs nothing: the file would have to be as large as its tables (S-19)."""
     assert isinstance(refusal(image, vmdk_sparse(**fields)), TruncatedImage)
 
@@ -154,7 +155,7 @@ def test_a_stream_without_its_end(image: Path) -> None:
 
 
 @pytest.mark.parametrize("fields", [{"capacity_field": 4096}, {"grain": 64}, {"directory": (1 << 64) - 1}])
-def test_header_and_footer_of_a_stream_must_agree(image: Path, fields: dict[str, int]) -> None:
+def test_header_and_footer_of_a_stream_must_agree(image: Path, fields: dict[str, Any]) -> None:
     """qemu believes the footer, other readers the header."""
     assert isinstance(refusal(image, vmdk_stream(**fields)), CorruptImage)
 
@@ -274,6 +275,13 @@ def test_a_blank_line_before_an_extent(image: Path, tmp_path: Path) -> None:
         assert isinstance(refusal(image, text), CorruptImage)
 
 
+@pytest.mark.parametrize("number", ["7", "+7", "-7", "\n 0x10"])
+def test_a_number_after_an_extent(image: Path, tmp_path: Path, number: str) -> None:
+    """qemu takes it for the offset of the extent, whatever line it is in."""
+    (tmp_path / "a").write_bytes(vmdk_sparse(descriptor=b""))
+    assert isinstance(refusal(image, split('RW 2048 SPARSE "a"', number)), CorruptImage)
+
+
 def test_no_extents(image: Path) -> None:
     """qemu 7.2 aborts on it."""
     assert isinstance(refusal(image, split(create_type="twoGbMaxExtentFlat")), CorruptImage)
@@ -296,7 +304,8 @@ def test_no_extents(image: Path) -> None:
         (b"# Extent description", b'parentFileNameHint="base"'),
         (b"parentCID=ffffffff", b"parentCID=00000001"),
         (b"# Disk", b"# disk"),
-        (b"ddb", b"\0ddb"),
+        (b"RW", b"\0RW"),
+        (b"# Extent", b"\0# Extent"),
     ],
 )
 def test_keys_that_qemu_could_read_differently(image: Path, tmp_path: Path, old: bytes, new: bytes) -> None:
@@ -312,8 +321,24 @@ def test_windows_line_ends_and_padding(image: Path, tmp_path: Path) -> None:
     assert inspect(image, text + bytes(10240 - len(text))).virtual_size == MIB
 
 
+def test_what_qemu_leaves_behind_the_end_of_the_text(image: Path, tmp_path: Path) -> None:
+    """It writes the content id without leading zeros, moves the text, and leaves the old end where it was."""
+    (tmp_path / "a").write_bytes(bytes(MIB))
+    text = split('RW 2048 FLAT "a" 0', create_type="monolithicFlat")
+    assert inspect(image, text.replace(b"CID=12345678", b"CID=5678") + b'\0e"\n\0\0').virtual_size == MIB
+
+
+def test_extents_that_were_cut_off(image: Path, tmp_path: Path) -> None:
+    """What older qemu made of a long descriptor at the first write."""
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(bytes(MIB))
+    text = split('RW 2048 FLAT "a" 0', 'RW 2048 FLAT "b" 0', create_type="twoGbMaxExtentFlat")
+    assert inspect(image, text).virtual_size == 2 * MIB
+    assert isinstance(refusal(image, text.replace(b"0\nRW", b"\0\nRW")), CorruptImage)
+
+
 def test_a_long_descriptor_makes_an_image_read_only(image: Path, tmp_path: Path) -> None:
-    """qemu before 8.1 damages it at the first write."""
+    """Older qemu damages it at the first write."""
     (tmp_path / "a").write_bytes(bytes(MIB))
     text = split('RW 2048 FLAT "a" 0', create_type="monolithicFlat")
     assert inspect(image, text.ljust(10239, b"#")).writable

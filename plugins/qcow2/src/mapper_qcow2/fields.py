@@ -8,9 +8,9 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from mapper_core.formats import HEADER_SIZE, refusal
+from mapper_core.frozen import dataclass
 from mapper_core.imagefile import ImageFile
 
 MAGIC = b"QFI\xfb"
@@ -102,8 +102,8 @@ def read_header(image: ImageFile) -> Header:
         refcount_offset, refcount_clusters, snapshots, snapshots_offset,
     ) = _COMMON.unpack_from(first)  # fmt: skip
     if version not in (2, 3):
-        name = "qcow (version 1)" if version == 1 else f"qcow2 version {version}"
-        raise image.unsupported(f"{name} is not supported", "convert it with: qemu-img convert -O qcow2")
+        found = "qcow (version 1)" if version == 1 else f"qcow2 version {version}"
+        raise image.unsupported(f"{found} is not supported", "convert it with: qemu-img convert -O qcow2")
     if not MIN_CLUSTER_BITS <= cluster_bits <= MAX_CLUSTER_BITS:
         raise image.corrupt(f"the cluster size 2^{cluster_bits} is out of range")
     cluster = 1 << cluster_bits
@@ -119,13 +119,13 @@ def read_header(image: ImageFile) -> Header:
         compression = image.read(end_of_fields, 1, "header")[0] if length > end_of_fields else 0
     if refcount_order > 6:
         raise image.corrupt(f"the refcount width 2^{refcount_order} is out of range")
-    if not backing_offset or not backing_size:
-        backing_offset = backing_size = 0
-    elif backing_size > MAX_NAME_BYTES:
-        raise image.corrupt(f"the name of the backing file has {backing_size} bytes, more than {MAX_NAME_BYTES}")
-    elif backing_offset < length or backing_offset + backing_size > cluster:
-        # a name elsewhere lies in the data of the guest, which could change it after the check (S-06)
-        raise image.corrupt("the name of the backing file lies outside of the first cluster")
+    if backing_offset:
+        if backing_size > MAX_NAME_BYTES:
+            raise image.corrupt(f"the name of the backing file has {backing_size} bytes, more than {MAX_NAME_BYTES}")
+        if backing_offset < length or backing_offset + backing_size > cluster:
+            # a name elsewhere lies in the data of the guest, which could change it after the check (S-06)
+            raise image.corrupt("the name of the backing file lies outside of the first cluster")
+    name = image.read(backing_offset, backing_size, "name of the backing file") if backing_offset else b""
 
     extensions = dict(_extensions(image, length, backing_offset or cluster))
     _check_features(image, incompatible, extensions.get(_FEATURE_NAMES, b""))
@@ -142,6 +142,8 @@ def read_header(image: ImageFile) -> Header:
         raise image.corrupt(f"extended L2 entries with a cluster size of {cluster}")
     if (_DATA_FILE in extensions) != (Incompatible.DATA_FILE in features):
         raise image.corrupt("the external data file and its feature bit contradict each other")
+    if autoclear & _DATA_FILE_RAW and Incompatible.DATA_FILE not in features:
+        raise image.corrupt("a raw data file without a data file")
 
     header = Header(
         version=version,
@@ -157,7 +159,7 @@ def read_header(image: ImageFile) -> Header:
         lazy_refcounts=bool(compatible & _LAZY_REFCOUNTS),
         data_file_raw=bool(autoclear & _DATA_FILE_RAW),
         compression=_COMPRESSION[compression],
-        backing_name=image.read(backing_offset, backing_size, "name of the backing file") if backing_size else b"",
+        backing_name=name,
         backing_format=extensions.get(_BACKING_FORMAT, b""),
         data_file=extensions.get(_DATA_FILE, b""),
     )
@@ -173,14 +175,14 @@ def _extensions(image: ImageFile, start: int, end: int) -> Iterator[tuple[int, b
     wanted = {_BACKING_FORMAT: 15, _FEATURE_NAMES: 48 * 256, _DATA_FILE: MAX_NAME_BYTES}
     offset = start
     for _ in range(MAX_EXTENSIONS):
-        if offset + 8 > end:
+        if offset == end:
             return
         kind, length = struct.unpack(">II", image.read(offset, 8, "header extensions"))
         offset += 8
-        if kind == _END:
-            return
         if length > end - offset:
             raise image.corrupt(f"the header extension {kind:#010x} with {length} bytes is larger than its place")
+        if kind == _END:
+            return
         if kind in wanted:
             if length > wanted[kind]:
                 raise image.corrupt(f"the header extension {kind:#010x} is too long ({length} bytes)")
@@ -190,7 +192,7 @@ def _extensions(image: ImageFile, start: int, end: int) -> Iterator[tuple[int, b
                 del wanted[kind]
         elif kind in (_BACKING_FORMAT, _DATA_FILE):
             raise image.corrupt(f"the header extension {kind:#010x} is there twice")
-        offset += -(-length // 8) * 8
+        offset = min(offset + -(-length // 8) * 8, end)
     raise image.corrupt(f"the header has more than {MAX_EXTENSIONS} extensions")
 
 
@@ -235,6 +237,8 @@ def _check_tables(image: ImageFile, header: Header, snapshots_offset: int) -> No
         raise image.corrupt("the image has no refcount table")
     if refcount_bytes > MAX_REFCOUNT_TABLE_BYTES:
         raise image.corrupt(f"the refcount table is larger than {MAX_REFCOUNT_TABLE_BYTES >> 20} MiB")
+    if snapshots_offset % header.cluster_size or snapshots_offset >= 1 << 63:
+        raise image.corrupt(f"the snapshot table cannot start at {snapshots_offset:#x}")
     if header.snapshots > MAX_SNAPSHOTS:
         raise image.corrupt(f"the image has {header.snapshots} snapshots, more than {MAX_SNAPSHOTS}")
 

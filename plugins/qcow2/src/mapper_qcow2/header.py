@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from mapper_core.errors import UnsupportedFormat
+from mapper_core.frozen import dataclass
 from mapper_core.imagefile import ImageFile
 from mapper_core.model import ImageInfo, Reference, ReferenceKind
 from mapper_core.references import Walk

@@ -8,8 +8,8 @@ qemu scans the lines with sscanf(3) and finds keys anywhere in the text.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
+from mapper_core.frozen import dataclass
 from mapper_core.imagefile import ImageFile
 
 #: First bytes of a descriptor file.
@@ -100,23 +100,26 @@ def _value(lines: list[bytes], text: bytes, key: bytes, pattern: bytes, image: I
 
 def _extents(lines: list[bytes], image: ImageFile) -> tuple[Extent, ...]:
     extents: list[Extent] = []
-    blank_before = False
+    blank_before = extent_before = False
     for line in lines:
         words = line.split(None, 1)
         if not words:
             blank_before = True
             continue
-        if words[0].upper() in _ACCESS:
-            if blank_before:
-                # sscanf() skips line ends: qemu finds this extent in the blank line, and once more here
-                raise image.corrupt(
-                    "a blank line before an extent, which qemu would read twice",
-                    "remove the blank line from the descriptor",
-                )
+        is_extent = words[0].upper() in _ACCESS
+        # sscanf() skips line ends like blanks
+        if is_extent and blank_before:
+            raise image.corrupt(
+                "a blank line before an extent, which qemu would read twice",
+                "remove the blank line from the descriptor",
+            )
+        if extent_before and words[0][:1] in b"+-0123456789":
+            raise image.corrupt("a number in the line after an extent, which qemu would take for its offset")
+        if is_extent:
             extents.append(_extent(line.strip(), image))
             if len(extents) > MAX_EXTENTS:
                 raise image.unsupported(f"the image has more than {MAX_EXTENTS} extents")
-        blank_before = False
+        blank_before, extent_before = False, is_extent
     return tuple(extents)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from mapper_core.errors import ForbiddenReference, ReadOnlyImage
 from mapper_core.formats import HEADER_SIZE, refusal
+from mapper_core.frozen import dataclass
 from mapper_core.imagefile import ImageFile
 from mapper_core.model import ImageInfo, Reference, ReferenceKind
 from mapper_core.references import Walk
@@ -18,7 +19,8 @@ _SECTOR = sparse.SECTOR
 #: createType of descriptor files -> type of all its extents.
 _SPLIT_TYPES = {"monolithicFlat": "FLAT", "twoGbMaxExtentFlat": "FLAT", "twoGbMaxExtentSparse": "SPARSE"}
 
-#: qemu before 8.1 cuts a longer descriptor off when it writes the new CID into it, at the first write to the disk.
+#: Older qemu (7.2.22 of Debian 12 no longer) cuts a longer descriptor off when it writes the new CID into it, which is at
+#: the first write to the disk.
 _SAFE_DESCRIPTOR_BYTES = 20 * _SECTOR
 
 _CONVERT = "convert it with: qemu-img convert -f vmdk -O qcow2, or with VMware's vmware-vdiskmanager -t 0"
@@ -110,9 +112,10 @@ def _read_split(image: ImageFile, walk: Walk) -> _Layer:
     """Read a descriptor file and look at every file that it names."""
     if image.size > descriptor.MAX_BYTES:
         raise image.unsupported(f"the descriptor has {image.size} bytes, more than {descriptor.MAX_BYTES}")
-    text = image.read(0, image.size, "descriptor").rstrip(b"\0")
-    if b"\0" in text:
-        raise image.corrupt("the descriptor is damaged: zero bytes in the text")
+    # when qemu shortens the content id, the text ends earlier, and what was its end stays behind the zero byte
+    text, _, leftover = image.read(0, image.size, "descriptor").partition(b"\0")
+    if b"\nRW " in leftover:
+        raise image.corrupt("the descriptor is damaged: a zero byte cuts its extents off")
     described = descriptor.parse(text, image)
     extent_type = _SPLIT_TYPES.get(described.create_type)
     if extent_type is None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import struct
 import sys
 from array import array
-from dataclasses import dataclass
 
+from mapper_core.frozen import dataclass
 from mapper_core.imagefile import ImageFile
 
 MAGIC = b"KDMV"
@@ -75,8 +75,8 @@ def read_header(image: ImageFile) -> SparseHeader:
     fields = _HEADER.unpack_from(raw)
     if fields[9] == _GD_AT_END:
         footer = _read_footer(image)
-        # everything but the place of the directory is written twice; qemu believes the footer
-        if (*footer[:9], *footer[10:]) != (*fields[:9], *fields[10:]):
+        # what describes the disk is written twice; qemu believes the footer, other readers may not
+        if (footer[:8], footer[13]) != (fields[:8], fields[13]):
             raise image.corrupt("header and footer contradict each other")
         fields = footer
     (
