@@ -32,7 +32,7 @@ def check_inside(extent: Extent, device_size: int) -> None:
     :raises BadPartitionTable: it covers the start of the device, where the table itself lies.
     :raises PartitionBeyondDevice: it ends behind the device: most often the image was truncated.
     """
-    if extent.start <= 0 or extent.size <= 0:
+    if extent.start <= 0:
         raise BadPartitionTable(f"{extent.name} covers the partition table itself")
     if extent.end > device_size:
         raise PartitionBeyondDevice(

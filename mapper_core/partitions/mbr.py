@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 
-from mapper_core.errors import BadPartitionTable, PartitionBeyondDevice
+from mapper_core.errors import BadPartitionTable
 from mapper_core.frozen import dataclass
 from mapper_core.model import Partition, PartitionTable
 from mapper_core.partitions.layout import MAX_PARTITIONS, Extent, check_inside, check_overlaps
@@ -38,22 +38,23 @@ class Slot:
 
 
 def read_slots(sector: bytes) -> tuple[Slot, ...] | None:
-    """Read the used entries of an MBR or EBR.
+    """Read the used entries of an MBR.
 
     :returns: ``None`` when it is none: the signature is missing, or a boot flag is neither 0 nor 0x80, which is how
         Linux tells a boot sector of a filesystem, with code or text at this place, from a table.
     """
+    if any(flag not in (0, 0x80) for flag in sector[446:510:16]):
+        return None
+    return _read_entries(sector)
+
+
+def _read_entries(sector: bytes) -> tuple[Slot, ...] | None:
+    """Read the used entries of an MBR or EBR that has the signature."""
     if len(sector) < SECTOR or sector[510:512] != b"\x55\xaa":
         return None
-    slots = []
-    for index in range(4):
-        flag, _, kind, _, start, count = ENTRY.unpack_from(sector, 446 + 16 * index)
-        if flag not in (0, 0x80):
-            return None
-        # Linux goes by the length alone: an entry of type 0 with a length is a partition.
-        if count:
-            slots.append(Slot(index, kind, start, count))
-    return tuple(slots)
+    entries = ((index, *ENTRY.unpack_from(sector, 446 + 16 * index)) for index in range(4))
+    # Linux goes by the length alone: an entry of type 0 with a length is a partition.
+    return tuple(Slot(index, kind, start, count) for index, _, _, kind, _, start, count in entries if count)
 
 
 def is_protective(slots: tuple[Slot, ...]) -> bool:
@@ -98,18 +99,12 @@ def parse(read: ReadAt, size: int, sector_size: int, sector: bytes, slots: tuple
             if len(partitions) == MAX_PARTITIONS:
                 raise BadPartitionTable(f"the table has more than the {MAX_PARTITIONS} partitions that are handled")
             extent = Extent(start, length, f"partition {number}")
-            _check_contained(extent, container, size)
+            if extent.end > container.end:
+                raise BadPartitionTable(f"{extent.name} lies outside of the extended {container.name}")
             add(number, kind, extent)
             number += 1
     check_overlaps(extents)
     return PartitionTable("dos", sector_size, tuple(partitions), uuid=identifier)
-
-
-def _check_contained(extent: Extent, container: Extent, size: int) -> None:
-    if extent.end > size:
-        raise PartitionBeyondDevice(f"{extent.name} ends at byte {extent.end}, behind the end of the device at {size}")
-    if extent.start < container.start or extent.end > container.end:
-        raise BadPartitionTable(f"{extent.name} lies outside of the extended {container.name}")
 
 
 def _logical(read: ReadAt, sector_size: int, container: Extent, extents: list[Extent]) -> list[tuple[int, int, int]]:
@@ -121,7 +116,7 @@ def _logical(read: ReadAt, sector_size: int, container: Extent, extents: list[Ex
     at = container.start
     seen = {at}
     while True:
-        slots = read_slots(read(at, SECTOR))
+        slots = _read_entries(read(at, SECTOR))
         if slots is None:  # an extended partition without content has no EBR
             return found
         extents.append(Extent(at, sector_size, f"the EBR at byte {at}"))
@@ -138,7 +133,7 @@ def _logical(read: ReadAt, sector_size: int, container: Extent, extents: list[Ex
         at = container.start + links[0].start * sector_size
         if at in seen:
             raise BadPartitionTable(f"the chain of logical partitions in the extended {container.name} is a loop")
-        if not container.start <= at <= container.end - sector_size or len(seen) == MAX_PARTITIONS:
+        if at >= container.end or len(seen) == MAX_PARTITIONS:
             raise BadPartitionTable(
                 f"the chain of logical partitions leaves the extended {container.name}, or has more than "
                 f"{MAX_PARTITIONS} links"

@@ -159,6 +159,7 @@ def test_overlap(second: tuple[int, int]) -> None:
 @pytest.mark.parametrize(
     ("offset", "layout", "value"),
     [
+        (0, "<Q", 0),  # signature
         (12, "<I", 91),  # header size
         (12, "<I", 513),
         (12, "<I", 2**32 - 1),

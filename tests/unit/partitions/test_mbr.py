@@ -175,6 +175,12 @@ def test_overlap(entries: tuple[Mbr, ...], logicals: tuple[tuple[int, int, int],
         found(mbr_image(SIZE, entries, logical_chain(1000, logicals) if logicals else ()))
 
 
+def test_boot_flags_of_logical_partitions_do_not_matter() -> None:
+    """As in Linux, which looks for the signature only."""
+    chain = ((1000, (Mbr(1, 0x83, 1, 10, flag=0x42), Mbr(2, 5, 100, 50, flag=1))), (1100, (Mbr(1, 0x83, 1, 10),)))
+    assert numbers(found(mbr_image(SIZE, (Mbr(1, 5, 1000, 4000),), chain))) == [(5, 1001, 10), (6, 1101, 10)]
+
+
 @pytest.mark.parametrize("flag", [1, 0x7F, 0x81, 0xFF])
 def test_a_wrong_boot_flag_is_no_table(flag: int) -> None:
     assert mbr.read_slots(table_sector((Mbr(1, 0x83, 64, 100, flag=flag),))) is None
