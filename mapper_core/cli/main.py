@@ -60,7 +60,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _signals_undo():
             status = run(words, output)
             output.flush()
-            sys.stdout.flush()
     except _Ended as ended:
         output.note(f"ended by {signal.Signals(ended.number).name}; what was begun is undone")
         status = EXIT_SIGNAL + ended.number
@@ -88,8 +87,9 @@ def run(words: Sequence[str], output: Output) -> int:
             output.line(_version())
             return 0
         return _handler(arguments)(arguments, output)
-    except SystemExit as end:  # argparse has printed help
-        return end.code if isinstance(end.code, int) else 0
+    except parser.HelpWanted as wanted:
+        output.block(wanted.text)
+        return 0
     except Exception as error:
         failure = _as_mapper_error(error)
         output.drop()

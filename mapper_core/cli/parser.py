@@ -63,11 +63,25 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=28, width=_HELP_WIDTH)
 
 
+class HelpWanted(Exception):
+    """Is raised when somebody asks for help.
+
+    :param text: the help.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+
 class _Parser(argparse.ArgumentParser):
-    """An argument parser whose mistakes are errors like all others."""
+    """An argument parser that prints nothing: mistakes are errors like all others, help is data like all other."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, subject=self.prog)
+
+    def print_help(self, file: object = None) -> NoReturn:
+        raise HelpWanted(self.format_help())
 
 
 #: What people type who know other tools, and what it is called here.
@@ -182,7 +196,7 @@ def parse(words: Sequence[str]) -> Arguments:
 
     :param words: without the program's name.
     :raises UsageError: it makes no sense.
-    :raises SystemExit: help was asked for, and has been printed.
+    :raises HelpWanted: help was asked for.
     """
     arguments = Arguments()
     try:
