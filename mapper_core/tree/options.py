@@ -41,7 +41,6 @@ _ALLOWED: dict[str, tuple[str, ...]] = {
     "xfs": ("nouuid", "discard", "nodiscard", "inode(32|64)", "largeio", "nolargeio", "allocsize=[0-9]{1,7}[kmg]?"),
     "btrfs": (
         "compress(-force)?(=(zlib|lzo|zstd|no|none)(:[0-9]{1,2})?)?",
-        "space_cache(=v[12])?",
         "(no)?autodefrag",
         "(no)?ssd",
         "(no)?datacow",
@@ -69,10 +68,17 @@ _ALLOWED: dict[str, tuple[str, ...]] = {
 }
 
 #: Options that change nothing for us: they are the default, or they speak to mount(8), systemd and fsck.
-_SILENT = re.compile("defaults|rw|ro|auto|noauto|nofail|async|exec|nouser|_netdev|x-.*|X-.*|comment=.*|pri=.*")
+_SILENT = re.compile(
+    "defaults|rw|ro|auto|noauto|nofail|async|exec|nouser|_netdev|x-.*|X-.*|comment=.*|pri=.*"
+    # Without it the kernel uses the kind of cache that is on the disk; another one it refuses, or converts to.
+    "|space_cache(=v[12])?"
+)
 
 #: What a filesystem needs so that its journal is not replayed; without it a read-only mount writes, or is refused.
 _NO_REPLAY = {"ext3": "noload", "ext4": "noload", "xfs": "norecovery", "btrfs": "rescue=nologreplay"}
+
+#: ext3 and ext4 refuse these without a journal, and ``noload`` is the same as none (Linux 5.15 to 6.18).
+_FOR_THE_JOURNAL = ("commit", "data")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +128,8 @@ def filter_options(options: tuple[str, ...], fstype: str, access: Access) -> Fil
         kept["nouuid"] = "nouuid"
     if access is Access.READ_ONLY and fstype in _NO_REPLAY:
         kept["replay"] = _NO_REPLAY[fstype]
+        for name in _FOR_THE_JOURNAL:
+            kept.pop(name, None)
     mode = Access.READ_ONLY if read_only else access
     return Filtered(tuple(kept.values()), subvolume, mode, tuple(dropped))
 

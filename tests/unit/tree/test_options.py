@@ -23,7 +23,7 @@ def kept(options: str, fstype: str = "ext4", access: Access = Access.READ_WRITE)
         ("ext4", "noatime,errors=remount-ro,commit=30,data=ordered,discard,acl,user_xattr,lazytime"),
         ("ext3", "nodiratime,data=journal,commit=5"),
         ("ext2", "relatime,errors=continue,grpid"),
-        ("btrfs", "compress=zstd:1,space_cache=v2,ssd,autodefrag,discard=async,noatime"),
+        ("btrfs", "compress=zstd:1,ssd,autodefrag,discard=async,noatime"),
         ("btrfs", "compress-force=lzo,nodatacow,commit=120"),
         ("btrfs", "compress,nossd,subvolid=257"),
         ("vfat", "umask=0077,fmask=0022,dmask=0022,shortname=winnt,utf8,flush"),
@@ -58,7 +58,7 @@ def test_dangerous_options_are_dropped_and_named(fstype: str) -> None:
 
 
 def test_options_that_speak_to_others_are_dropped_in_silence() -> None:
-    options = "defaults,rw,auto,nofail,async,exec,nouser,_netdev,x-systemd.device-timeout=10,X-mount.mkdir,comment=x,x-gvfs-show"
+    options = "defaults,rw,auto,nofail,async,exec,nouser,_netdev,x-systemd.device-timeout=10,X-mount.mkdir,comment=x,space_cache=v2"
     filtered = filter_options(tuple(options.split(",")), "ext4", Access.READ_WRITE)
     assert (filtered.options, filtered.dropped) == ((), ())
 
@@ -91,6 +91,11 @@ def test_read_only_access_replays_no_journal(fstype: str, expected: str) -> None
     filtered = filter_options(("defaults",), fstype, Access.READ_ONLY)
     assert ",".join(filtered.options) == expected
     assert filtered.access is Access.READ_ONLY
+
+
+def test_options_for_the_journal_go_with_it() -> None:
+    """The kernel refuses them beside noload."""
+    assert kept("commit=30,data=ordered,noatime", "ext4", Access.READ_ONLY) == "noatime,noload"
 
 
 def test_read_only_by_the_image_still_replays() -> None:
