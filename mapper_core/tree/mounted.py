@@ -23,6 +23,7 @@ from mapper_core.errors import (
     UsageError,
 )
 from mapper_core.frozen import dataclass
+from mapper_core.identity import identify
 from mapper_core.linux import beneath, locks, mountinfo, mounts
 from mapper_core.mapping import Mapper
 from mapper_core.model import Access, Disk, IdMap, MapOptions, MappedDisk, Mount, MountPlan
@@ -86,32 +87,33 @@ def mount_tree(mapper: Mapper, request: TreeRequest) -> MountedTree:
     :raises NotSupported: an id map is asked for and a filesystem cannot do it; nothing is mounted then.
     :raises MapperError: from the image, the plan or the kernel; afterwards everything is as it was.
     """
-    with contextlib.ExitStack() as undo:
-        directory = _prepare_directory(mapper, request.directory, undo)
-        with lock(mapper, directory):
-            if (old := find(mapper, directory)) is not None:
-                if old.complete and old.boot == boot_id() and mountinfo.at(directory):
-                    raise ImageInUse(
-                        "a tree is mounted here already", subject=directory, hint="unmount it first: mapper-cli umount"
-                    )
-                dismantle_locked(mapper, old)
-                directory = _prepare_directory(mapper, request.directory, undo)
-            if mountinfo.at(directory):
-                raise UsageError("something else is mounted here", subject=directory, hint="choose another directory")
-            user = f"{USER_PREFIX}:{directory}"
-            tree = TreeRecord(directory, "", request.owner, boot_id(), own_directory=_is_staging(mapper, directory))
-            undo.callback(lambda: dismantle_locked(mapper, find(mapper, directory)))
-            record.write(mapper.runtime.trees, tree)
-            disk = mapper.map(request.disk, request.options, user=user)
-            devices = tuple(partition.device for partition in disk.table.partitions)
-            tree = dataclasses.replace(tree, disk_id=disk.id, devices=(disk.device, *devices))
-            record.write(mapper.runtime.trees, tree)
-            plan = _plan(disk, request)
-            if _is_staging(mapper, directory):
-                make_shared(mapper.runtime.mounts)
-            _carry_out(plan, directory, request.idmap)
-            record.write(mapper.runtime.trees, dataclasses.replace(tree, complete=True))
-            undo.pop_all()
+    directory = _real_directory(mapper, request.directory)
+    staging = _is_staging(mapper, directory)
+    with lock(mapper, directory), contextlib.ExitStack() as undo:
+        if (old := find(mapper, directory)) is not None:
+            if old.complete and old.boot == boot_id() and mountinfo.at(directory):
+                raise ImageInUse(
+                    "a tree is mounted here already",
+                    subject=directory,
+                    hint="unmount it first: mapper-cli umount",
+                )
+            dismantle_locked(mapper, old)
+        if mountinfo.at(directory):
+            raise UsageError("something else is mounted here", subject=directory, hint="choose another directory")
+        tree = TreeRecord(directory, identify(request.disk).id, request.owner, boot_id(), own_directory=staging)
+        undo.callback(lambda: dismantle_locked(mapper, find(mapper, directory)))
+        record.write(mapper.runtime.trees, tree)
+        if staging:
+            os.mkdir(directory, 0o700)
+            make_shared(mapper.runtime.mounts)
+        disk = mapper.map(request.disk, request.options, user=f"{USER_PREFIX}:{directory}")
+        partitions = tuple(partition.device for partition in disk.table.partitions)
+        tree = dataclasses.replace(tree, devices=(disk.device, *partitions))
+        record.write(mapper.runtime.trees, tree)
+        plan = _plan(disk, request)
+        _carry_out(plan, directory, request.idmap)
+        record.write(mapper.runtime.trees, dataclasses.replace(tree, complete=True))
+        undo.pop_all()
     return MountedTree(directory, disk, plan, request.owner)
 
 
@@ -304,17 +306,11 @@ def _is_staging(mapper: Mapper, directory: str) -> bool:
     return os.path.dirname(directory) == mapper.runtime.mounts
 
 
-def _prepare_directory(mapper: Mapper, directory: str, undo: contextlib.ExitStack) -> str:
-    """Return the real path of the directory; one below ``<runtime>/mounts`` is made."""
+def _real_directory(mapper: Mapper, directory: str) -> str:
+    """Return the real path of the directory; one below ``<runtime>/mounts`` is made later."""
     if not directory.startswith("/"):
         raise UsageError("the directory must be an absolute path", subject=directory)
     if _is_staging(mapper, directory):
-        try:
-            os.mkdir(directory, 0o700)
-        except FileExistsError:
-            pass
-        else:
-            undo.callback(lambda: contextlib.suppress(OSError).__enter__() and os.rmdir(directory))
         return directory
     real = os.path.realpath(directory)
     if not os.path.isdir(real):

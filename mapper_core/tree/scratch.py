@@ -47,8 +47,7 @@ def scratch_tree(
         tree = TreeRecord(directory, "", owner, boot_id(), own_directory=True, devices=(SOURCE,))
         undo.callback(lambda: mounted.dismantle_locked(mapper, mounted.find(mapper, directory)))
         record.write(mapper.runtime.trees, tree)
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(directory, 0o700)
+        os.mkdir(directory, 0o700)
         mounted.make_shared(mapper.runtime.mounts)
         options = (f"size={size}", "mode=0755", f"uid={uid}", f"gid={gid}")
         fd = mounts.new_filesystem(

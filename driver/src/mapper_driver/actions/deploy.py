@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 
 from mapper_core.linux import mountinfo
 from mapper_core.model import IdMap
 from mapper_driver.actions.node import Node
-from mapper_driver.errors import InstanceNotFound, InstanceRunning, TreeNotPlaced
+from mapper_driver.errors import InstanceNotFound, InstanceRunning, InstanceStartFailed, TreeNotPlaced
 from mapper_driver.instance import STATUS_KEY, HostFacts, build_instance
 from mapper_driver.lxd import hook, placement
 from mapper_driver.lxd.model import InstanceSpec, InstanceState, Status
 from mapper_driver.opennebula.vm import DiskKind, VirtualMachine
-from mapper_driver.storage import Staged
+from mapper_driver.storage import Staged, root_of
 
 
 def deploy(vm: VirtualMachine, node: Node) -> str:
@@ -45,7 +46,7 @@ def deploy(vm: VirtualMachine, node: Node) -> str:
         if vm.context is not None:
             others.append(storage.stage_context(vm.context, idmap))
         _hand_over(built.spec, root, others, idmap, node)
-        state = node.client.start(container, deadline_seconds=node.config.start_timeout)
+        state = _start(container, node)
         _verify(built.spec, state, root, node)
         node.client.set_config(container, {STATUS_KEY: None})
         undo.pop_all()
@@ -90,7 +91,7 @@ def _hand_over(spec: InstanceSpec, root: Staged, others: list[Staged], idmap: Id
     placement.prepare_rootfs(rootfs, daemon)
     record = placement.describe(container, rootfs, root.directory)
     placement.write(node.mapper.runtime, record)
-    if idmap is not None and root.idmapped:
+    if idmap is not None and (root.idmapped or _is_shifted(root, idmap)):
         node.client.keep_owners(container)
         placement.place(record, daemon)
     elif idmap is not None:
@@ -102,6 +103,23 @@ def _hand_over(spec: InstanceSpec, root: Staged, others: list[Staged], idmap: Id
             device["shift"] = "true"
     if devices:
         node.client.set_devices(container, devices)
+
+
+def _is_shifted(root: Staged, idmap: IdMap) -> bool:
+    """Whether LXD has shifted the owners on the disk in an earlier deployment; twice would be wrong (L-07)."""
+    return os.stat(root.directory).st_uid == root_of(idmap).uid
+
+
+def _start(container: str, node: Node) -> InstanceState:
+    """Start, and say why the hook refused when it did (LXD only says that the start failed)."""
+    try:
+        return node.client.start(container, deadline_seconds=node.config.start_timeout)
+    except InstanceStartFailed as error:
+        for line in error.log:
+            node.log.debug(line)
+        if reason := hook.last_failure(node.mapper.runtime, container):
+            raise TreeNotPlaced(reason, subject=container) from error
+        raise
 
 
 def _verify(spec: InstanceSpec, state: InstanceState, root: Staged, node: Node) -> None:
