@@ -25,7 +25,7 @@ def map_image(arguments: Arguments, output: Output) -> int:
     disk = disk_from(arguments, mapper.registry, output)
     mapped = mapper.map(disk, options_from(arguments), user=CLI_USER)
     for warning in mapped.table.warnings:
-        output.warning(f"{mapped.disk.source}: {warning}")
+        output.remark(f"warning: {mapped.disk.source}: {warning}")
     if output.style is Style.JSON:
         output.json(mapped)
     else:
@@ -132,7 +132,7 @@ def partitions(arguments: Arguments, output: Output) -> int:
     contents = contents_of(arguments, output)
     table = contents.table
     for warning in table.warnings:
-        output.warning(f"{contents.source}: {warning}")
+        output.remark(f"warning: {contents.source}: {warning}")
     if output.style is Style.JSON:
         value = plain(table)
         assert isinstance(value, dict)

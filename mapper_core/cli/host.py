@@ -36,7 +36,7 @@ def plugins(_arguments: Arguments, output: Output) -> int:
         ((item.entry.name, item.entry.version, item.entry.distribution, item.problem or "ok") for item in found),
     )
     if not found:
-        output.note("no plugin is installed; try: pip install mapper-raw mapper-qcow2 mapper-vmdk")
+        output.remark("no plugin is installed; try: pip install mapper-raw mapper-qcow2 mapper-vmdk")
     return 0
 
 
@@ -56,7 +56,7 @@ def doctor(_arguments: Arguments, output: Output) -> int:
         output.table(("STATUS", "CHECK", "FOUND"), ((check.status.value, check.name, check.detail) for check in checks))
         for check in checks:
             if check.hint:
-                output.note(f"{check.name}: {check.hint}")
+                output.remark(f"{check.name}: {check.hint}")
     return 1 if failed else 0
 
 
@@ -74,7 +74,7 @@ def reconcile(arguments: Arguments, output: Output) -> int:
             ("KIND", "SUBJECT", "OUTCOME"), ((action.kind, action.subject, action.outcome) for action in report.actions)
         )
         for problem in report.problems:
-            output.note(f"error: {problem.kind} {problem.subject}: {problem.outcome}")
+            output.remark(f"error: {problem.kind} {problem.subject}: {problem.outcome}")
     return 1 if report.problems else 0
 
 

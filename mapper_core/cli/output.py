@@ -61,6 +61,7 @@ class Output:
         self._stdout = sys.stdout if stdout is None else stdout
         self._stderr = sys.stderr if stderr is None else stderr
         self._data: list[str] = []
+        self._remarks: list[str] = []
 
     # --- data ---
 
@@ -97,8 +98,9 @@ class Output:
             self._data.append("  ".join(aligned).rstrip() + "\n")
 
     def drop(self) -> None:
-        """Forget data that is not printed yet."""
+        """Forget data, and remarks about them, that are not printed yet."""
         self._data.clear()
+        self._remarks.clear()
 
     def flush(self) -> None:
         """Print the data.
@@ -108,6 +110,9 @@ class Output:
         data, self._data = "".join(self._data), []
         self._stdout.write(data)
         self._stdout.flush()
+        remarks, self._remarks = self._remarks, []
+        for remark in remarks:
+            self.note(remark)
 
     # --- talk ---
 
@@ -115,9 +120,9 @@ class Output:
         """Say something that a person should know; also in JSON mode, where it is no part of the data."""
         self._say(f"{PROGRAM}: {printable(text)}\n")
 
-    def warning(self, text: str) -> None:
-        """Say that something may be wrong."""
-        self.note(f"warning: {text}")
+    def remark(self, text: str) -> None:
+        """Say something about the data, on stderr, once they are printed."""
+        self._remarks.append(text)
 
     def debug(self, text: str) -> None:
         """Say what is going on, with ``--verbose`` only."""

@@ -89,4 +89,4 @@ def _partition_name(number: int) -> str:
 
 def _warn(found: MountPlan, output: Output) -> None:
     for warning in found.warnings:
-        output.warning(warning)
+        output.remark(f"warning: {warning}")

@@ -11,12 +11,14 @@ import pytest
 from mapper_core import errors
 from mapper_core.cli import main, parser
 from mapper_core.cli.commands import COMMANDS
-from mapper_core.registry import BLOCK_ENVIRONMENT
+from mapper_core.registry import BLOCK_ENVIRONMENT, EntryPoint, Registry
 from mapper_core.runtime import ENVIRONMENT
 
 pytestmark = pytest.mark.unit
 
-DOCS = Path(__file__).parents[3] / "docs"
+ROOT = Path(__file__).parents[3]
+DOCS = ROOT / "docs"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 CLI = (DOCS / "cli.md").read_text(encoding="utf-8")
 SOURCE = (DOCS / "man" / "mapper-cli.8").read_text(encoding="utf-8").replace("\\-", "-")
 MAN = re.sub(r"\\f[BIR]", "", SOURCE)
@@ -92,3 +94,26 @@ def test_the_driver_errors_do_not_take_our_codes() -> None:
         if isinstance(value, type) and issubclass(value, errors.MapperError) and value.__module__ == driver.__name__
     }
     assert own & {0, *classes().values()} <= {errors.NotFound.exit_code}  # a missing instance is a missing thing
+
+
+def test_the_plugin_of_the_readme_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "readme_vhdx.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    registry = Registry.load([EntryPoint("vhdx", "readme_vhdx", "mapper-vhdx", "1.0")])
+    assert [plugin.problem for plugin in registry.plugins] == [""]
+    assert registry.formats() == ("vhdx",)
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/cli.md", "docs/exit-codes.md"])
+def test_links_lead_somewhere(name: str) -> None:
+    page = ROOT / name
+    links = re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_readme_shows_commands_that_exist() -> None:
+    typed = re.findall(r"^# mapper-cli (.*)$", README, re.MULTILINE)
+    assert len(typed) > 5
+    for line in typed:
+        parser.parse(line.split())

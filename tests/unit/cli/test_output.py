@@ -40,6 +40,17 @@ def test_data_goes_to_stdout_at_the_end_and_talk_to_stderr_at_once() -> None:
     assert streams.data == "/dev/loop0\n", "printed once"
 
 
+def test_remarks_come_after_the_data_and_not_without_them() -> None:
+    streams = Streams()
+    streams.output.line("data")
+    streams.output.remark("about it")
+    assert streams.talk == ""
+    assert (streams.data, streams.talk) == ("data\n", "mapper-cli: about it\n")
+    streams.output.remark("about nothing")
+    streams.output.drop()
+    assert (streams.data, streams.talk) == ("data\n", "mapper-cli: about it\n")
+
+
 def test_a_table_is_as_wide_as_it_must_be() -> None:
     streams = Streams()
     streams.output.table(("NAME", ">SIZE", "WHAT"), [("a", "1K", ""), ("long name", "100M", "x")])
@@ -134,7 +145,7 @@ def test_a_closed_stderr_changes_nothing() -> None:
 
     out = io.StringIO()
     output = Output(stdout=out, stderr=Closed())
-    output.warning("nobody hears this")
+    output.note("nobody hears this")
     output.line("data")
     output.flush()
     assert out.getvalue() == "data\n"
