@@ -75,7 +75,9 @@ def check_reference(disk: Disk, layer: ImageInfo, path: str, written: str) -> No
     real = os.path.realpath(path)
     if not os.path.exists(real):
         raise BackingFileMissing(f"it needs {written!r}, which does not exist", subject=layer.path)
-    allowed = (os.path.dirname(os.path.realpath(disk.source)), *disk.allowed_dirs)
+    own = os.path.dirname(os.path.realpath(disk.source))
+    # the directory of a block device is /dev: what lies beside it does not belong to the image
+    allowed = disk.allowed_dirs if own in ("/", "/dev") or own.startswith("/dev/") else (own, *disk.allowed_dirs)
     if not any(is_below(real, os.path.realpath(directory)) for directory in allowed):
         raise ForbiddenReference(
             f"it refers to {real}, which is outside of the allowed directories",
