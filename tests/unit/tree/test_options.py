@@ -136,6 +136,7 @@ def test_the_last_of_two_values_counts() -> None:
         ("subvolid=5", "/", ""),
         ("subvolid=0", "/", ""),
         ("subvolid=5,subvol=@", "@", ""),
+        ("subvol=@,subvolid=5", "@", ""),
         ("subvol=@,subvolid=256", "@", ""),
         ("subvolid=256,subvol=@", "@", ""),
         ("subvolid=256", "", "subvolid=256"),

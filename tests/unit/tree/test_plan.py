@@ -227,6 +227,7 @@ def test_subvolume_of_the_root() -> None:
         ("server:/export /mnt nfs defaults", "network"),
         ("[fe80::1]:/export /mnt nfs4 defaults", "network"),
         ("//server/share /mnt cifs guest", "network"),
+        ("//server/share /mnt auto guest", "network"),
         ("10.0.0.1:6789:/ /mnt ceph name=admin", "network"),
         ("server:/export /mnt auto defaults", "network"),
         ("LABEL=home /home xfs noauto", "noauto"),
@@ -460,6 +461,8 @@ def test_data_disk_with_several_filesystems() -> None:
     with pytest.raises(AmbiguousRoot, match="partition 4: xfs labelled 'home'; partition 6: ext4") as caught:
         data_disk((HOME, VAR), ALL)
     assert "name the partition" in caught.value.hint
+    with pytest.raises(AmbiguousRoot):
+        data_disk((ESP, volume(12, "vfat", kind=dps.ESP)), ALL)
     assert data_disk((HOME, VAR), ALL, "6").mounts[0].volume == VAR
     assert data_disk((HOME, VAR), ALL, "LABEL=home").mounts[0].volume == HOME
 

@@ -77,6 +77,8 @@ def test_found(spec: str, expected: Volume) -> None:
         ("UUID=ffffffff-4e5f-6071-8293-a4b5c6d7e8f9", "not on this disk"),
         ("LABEL=efi", "not on this disk"),  # letters of labels do count
         ("LABEL=ROOT FS", "not on this disk"),
+        ("LABEL=\"EFI'", "not on this disk"),
+        ("LABEL=xEFIx", "not on this disk"),
         ("PARTLABEL=root", "not on this disk"),
         ("label=EFI", "names nothing"),
         ('UUID="0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9', "not on this disk"),
@@ -154,6 +156,7 @@ def test_split_device(spec: str, expected: tuple[str, int]) -> None:
         ("/dev/sda1", ["/dev/sda2", "/dev/sdb1"], {"sda"}),
         ("/dev/sdb1", ["/dev/sda2", "/dev/sdb1"], {"sdb"}),
         ("UUID=x", ["/dev/vda2"], {"vda"}),
+        ("/dev/sdb1", ["/dev/disk/by-id/a-part2"], {"sdb", "by-id/a"}),
         ("UUID=x", ["/dev/vdb1"], set()),
         ("UUID=x", ["/dev/vda2", "/dev/vdb1"], {"vda"}),
         ("UUID=x", ["/dev/sda2", "/dev/vda3"], set()),

@@ -84,6 +84,7 @@ def test_the_type_guid_decides() -> None:
     typed = volume(7, "ext4", ROOT_X86)
     assert choose(BOOT, HOME, typed, SWAP) == typed
     assert choose(BOOT, HOME, typed, SWAP, contents=(whole(HOME),)) == typed
+    assert choose(BOOT, HOME, typed, SWAP, contents=(whole(HOME), RootEvidence(typed))) == typed
 
 
 def test_the_type_guid_of_another_machine_does_not_count() -> None:
@@ -151,8 +152,11 @@ def test_no_system_anywhere() -> None:
         choose(ROOT, HOME, BIOS, contents=(RootEvidence(ROOT), RootEvidence(HOME)))
     with pytest.raises(NoRootFound):
         choose(ROOT, ESP, contents=(RootEvidence(ROOT),))
-    with pytest.raises(NoRootFound, match="no partitions"):
+    with pytest.raises(NoRootFound):
+        choose(ROOT, HOME, contents=(RootEvidence(ROOT), RootEvidence(HOME, has_etc=True)))
+    with pytest.raises(NoRootFound, match="no partitions") as caught:
         choose()
+    assert "name the partition" in caught.value.hint
 
 
 def test_a_sparse_system_that_is_alone() -> None:
@@ -170,6 +174,8 @@ def test_a_system_inside_of_something_else(kind: str) -> None:
 def test_the_boot_partition_is_never_the_root() -> None:
     with pytest.raises(NoRootFound):
         choose(ESP, BOOT, contents=(whole(BOOT),))
+    with pytest.raises(NoRootFound):
+        choose(ESP)
 
 
 def test_hostile_labels_in_messages() -> None:
