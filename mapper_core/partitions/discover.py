@@ -8,7 +8,8 @@ may carry a GPT. The rules, in this order:
    would win.
 3. An ISO 9660 descriptor *inside* of a partition is a hybrid ISO image. Outside of all partitions it is a leftover.
 4. A sane table with partitions beats any other superblock: those are leftovers, or copies made by boot loaders.
-5. A table that is empty or makes no sense loses against a superblock, and is an error without one.
+5. A table that makes no sense loses against a superblock, and is an error without one. An empty MBR, which is no more
+   than two bytes, loses too; an empty GPT has been made on purpose.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ def discover(read: ReadAt, size: int, sector_size: int = 512) -> PartitionTable:
         if _has_superblock(read, size):
             return bare
         raise
-    if not table.partitions:
-        return bare if _has_superblock(read, size) else table
+    if not table.partitions and table.scheme == "dos" and _has_superblock(read, size):
+        return bare
     if _is_hybrid_iso(read, table):
         return bare
     return table

@@ -76,6 +76,14 @@ def test_a_sane_table_beats_a_leftover(name: str) -> None:
     assert [item.number for item in found(with_mbr(image, Mbr(2, 0x83, 2048, 1024))).partitions] == [2]
 
 
+@pytest.mark.parametrize("name", ["btrfs", "iso9660"])
+def test_an_empty_gpt_beats_a_leftover(name: str) -> None:
+    image = gpt_image(SIZE, ())
+    old = next(build for _, other, build in superblocks.CORPUS if other == name)()
+    image[32768:70000] = old[32768:70000]
+    assert (found(image).scheme, found(image).partitions) == ("gpt", ())
+
+
 @pytest.mark.parametrize("name", ["raid 1.0", "raid 0.90"])
 def test_raid_metadata_at_the_end_says_nothing_about_a_broken_table(name: str) -> None:
     """It may belong to the last partition."""
