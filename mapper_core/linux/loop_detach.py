@@ -147,7 +147,7 @@ def _may_go_away(path: str) -> bool:
 
 
 def _wait_unbound(path: str, tag: str, until: float) -> None:
-    """Kernels 5.16 to 5.18 finish a detach in a worker thread; sysfs is the only sign of its end."""
+    """The kernel detaches in the last close, and some (5.17) in a worker thread after it; sysfs tells when it is done."""
     name = os.path.basename(path)
     while os.path.isdir(f"/sys/block/{name}/loop"):
         state = status(path)

@@ -181,6 +181,17 @@ def test_resize_a_partition_in_use(make_image: MakeImage, attach: Attach) -> Non
             assert block.size(partition) == 3 * MIB
 
 
+def test_a_partition_does_not_grow_behind_the_device(make_image: MakeImage, attach: Attach) -> None:
+    """P-15: kernel 6.1 itself would let it."""
+    device = attach(make_image())
+    with opened(device.path) as fd:
+        blkpg.add(fd, 1, MIB, MIB)
+        with pytest.raises(OSError) as caught:
+            blkpg.resize(fd, 1, MIB, 16 * MIB)
+        assert caught.value.errno == errno.EINVAL
+        blkpg.resize(fd, 1, MIB, 15 * MIB)
+
+
 def test_delete_all_or_none(make_image: MakeImage, attach: Attach) -> None:
     device = attach(make_image())
     with opened(device.path) as fd:

