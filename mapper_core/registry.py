@@ -6,7 +6,6 @@ the others, and is an error only when its own format is asked for.
 
 from __future__ import annotations
 
-import configparser
 import importlib
 import os
 import sys
@@ -269,15 +268,15 @@ def installed(group: str = hookspecs.PROJECT) -> tuple[EntryPoint, ...]:
 
 
 def _parse(text: str, group: str, distribution: str, version: str) -> tuple[EntryPoint, ...]:
-    if f"[{group}]" not in text:
-        return ()
-    parser = configparser.ConfigParser(delimiters=("=",), interpolation=None)
-    parser.optionxform = str  # type: ignore[assignment,method-assign]  # names are case sensitive
-    try:
-        parser.read_string(text)
-    except configparser.Error:
-        return ()
-    return tuple(
-        EntryPoint(name, value.split(":")[0].split("[")[0].strip(), distribution, version)
-        for name, value in parser.items(group)
-    )
+    """Read one group: lines ``name = module[:attribute] [extras]`` below ``[group]``."""
+    found = []
+    inside = False
+    for line in text.splitlines():
+        line = line.strip()
+        if line.startswith("["):
+            inside = line == f"[{group}]"
+        elif inside and "=" in line and not line.startswith(("#", ";")):
+            name, _, value = line.partition("=")
+            module = value.split(":")[0].split("[")[0].strip()
+            found.append(EntryPoint(name.strip(), module, distribution, version))
+    return tuple(found)

@@ -190,7 +190,7 @@ def dismantle_locked(mapper: Mapper, tree: TreeRecord | None) -> None:
     if tree is None:
         return
     if tree.boot == boot_id():
-        _unmount_all(tree)
+        _unmount_all(tree.directory, tree.devices)
     if tree.disk_id:
         mapper.unmap(tree.disk_id, user=f"{USER_PREFIX}:{tree.directory}")
     if tree.own_directory:
@@ -208,20 +208,11 @@ def _plan(disk: MappedDisk, request: TreeRequest) -> MountPlan:
 
 def _carry_out(plan: MountPlan, directory: str, idmap: IdMap | None) -> None:
     with contextlib.ExitStack() as stack:
-        userns = None
-        if idmap is not None:
-            from mapper_core.linux.idmap import user_namespace
-
-            userns = user_namespace(idmap)
-            stack.callback(os.close, userns)
         root_fd = -1
         for mount in plan.mounts:
             try:
-                with _opened(mount, userns) as mount_fd:
-                    if mount.target == "/":
-                        target_fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-                    else:
-                        target_fd = _target(root_fd, mount)
+                with _opened(mount) as mount_fd:
+                    target_fd = _open_directory(directory) if mount.target == "/" else _target(root_fd, mount)
                     try:
                         mounts.attach(mount_fd, target_fd)
                     finally:
@@ -231,13 +222,49 @@ def _carry_out(plan: MountPlan, directory: str, idmap: IdMap | None) -> None:
                         stack.callback(os.close, root_fd)
             except MapperError as error:
                 if not mount.optional or mount.target == "/":
-                    if isinstance(error, (UnsafePath, NotFound, NotSupported)):
+                    if isinstance(error, (UnsafePath, NotFound)):
                         error.hint = error.hint or f"it is the mount point {mount.target} of the image's fstab"
                     raise
+    if idmap is not None:
+        _map_owners(plan, directory, idmap)
+
+
+def _map_owners(plan: MountPlan, directory: str, idmap: IdMap) -> None:
+    """Put a clone of the tree with mapped owners in its place.
+
+    Not done mount by mount: in an idmapped mount root of the host owns nothing, and could make no missing mount point
+    (EOVERFLOW).
+    """
+    from mapper_core.linux.idmap import user_namespace
+
+    with contextlib.ExitStack() as stack:
+        userns = user_namespace(idmap)
+        stack.callback(os.close, userns)
+        clone = mounts.clone_tree(directory, recursive=True)
+        stack.callback(os.close, clone)
+        try:
+            # private, else the unmounts below would reach the clone
+            private = mounts.Propagation.PRIVATE
+            mounts.set_attributes(clone, recursive=True, propagation=private, userns_fd=userns)
+        except NotSupported as error:
+            kinds = ", ".join(sorted({mount.fstype for mount in plan.mounts}))
+            raise NotSupported(
+                f"this kernel cannot idmap all filesystems of the tree ({kinds})",
+                subject=directory,
+                hint="mount it without an id map",
+            ) from error
+        _unmount_all(directory, tuple(mount.volume.partition.device for mount in plan.mounts))
+        target_fd = _open_directory(directory)
+        stack.callback(os.close, target_fd)
+        mounts.attach(clone, target_fd)
+
+
+def _open_directory(directory: str) -> int:
+    return os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
 @contextlib.contextmanager
-def _opened(mount: Mount, userns: int | None) -> Iterator[int]:
+def _opened(mount: Mount) -> Iterator[int]:
     """A detached mount with its flags."""
     options = tuple(option for option in mount.options if option not in MOUNT_ATTRIBUTES)
     if mount.subvolume:
@@ -249,15 +276,7 @@ def _opened(mount: Mount, userns: int | None) -> Iterator[int]:
         mount.fstype, mount.volume.partition.device, options=options, access=mount.access, attributes=attributes
     )
     try:
-        if userns is not None:
-            mounts.set_attributes(fd, userns_fd=userns)
         yield fd
-    except NotSupported as error:
-        raise NotSupported(
-            f"{mount.fstype} on {mount.volume.partition.device} cannot be idmapped by this kernel",
-            subject=mount.target,
-            hint="mount it without an id map",
-        ) from error
     finally:
         os.close(fd)
 
@@ -270,18 +289,21 @@ def _target(root_fd: int, mount: Mount) -> int:
     return beneath.open_directory_in_root(root_fd, mount.target, create=0o755 if writable else None)
 
 
-def _unmount_all(tree: TreeRecord) -> None:
-    """Unmount all mounts at and below the directory, the deepest and newest first."""
-    entries = mountinfo.under(tree.directory)
-    for entry in sorted(entries, key=lambda entry: (entry.target.count("/"), entry.id), reverse=True):
-        if entry.source not in tree.devices:
+def _unmount_all(directory: str, devices: tuple[str, ...]) -> None:
+    """Unmount all mounts at and below the directory, the deepest and newest first.
+
+    :param devices: what may be mounted there.
+    """
+    found = mountinfo.under(directory)
+    for entry in sorted(found, key=lambda entry: (entry.target.count("/"), entry.id), reverse=True):
+        if entry.source not in devices:
             raise DeviceBusy(
                 f"{entry.source} ({entry.fstype}) is mounted on {entry.target} and does not belong to the tree",
-                subject=tree.directory,
+                subject=directory,
                 hint=f"unmount it first: umount {entry.target}",
             )
         parent, name = os.path.split(entry.target)
-        parent_fd = _open_parent(tree.directory, parent)
+        parent_fd = _open_parent(directory, parent)
         try:
             mounts.unmount(name, parent_fd=parent_fd)
         finally:
@@ -292,7 +314,7 @@ def _open_parent(directory: str, parent: str) -> int:
     """Open the directory that has a mount point; inside of the tree no link can lead out of it."""
     if parent != directory and not mountinfo.is_below(parent, directory):
         return os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    root_fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    root_fd = _open_directory(directory)
     try:
         return beneath.open_in_root(root_fd, parent[len(directory) :] or "/", os.O_PATH | os.O_DIRECTORY)
     finally:
@@ -343,7 +365,7 @@ def make_shared(directory: str) -> None:
     try:
         mounts.set_attributes(fd, propagation=mounts.Propagation.PRIVATE)  # leave the group of /run first
         mounts.set_attributes(fd, propagation=mounts.Propagation.SHARED)
-        target_fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        target_fd = _open_directory(directory)
         try:
             mounts.attach(fd, target_fd)
         finally:

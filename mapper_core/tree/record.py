@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
+import string
 
 from mapper_core.frozen import dataclass
 from mapper_core.journal import read_json, remove_json, write_json
 
 VERSION = 1
+
+#: Bytes of a file name; the longest suffix that is appended to it is short.
+MAX_NAME = 200
+
+_PLAIN = frozenset(string.ascii_letters + string.digits + "_.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +47,14 @@ def path_of(trees: str, directory: str) -> str:
 
 
 def key_of(directory: str) -> str:
-    """Return a file name for a directory."""
-    return hashlib.sha256(os.fsencode(directory)).hexdigest()[:32]
+    """Return a file name for a directory, escaped as by ``systemd-escape --path``; a digest for very long ones."""
+    raw = os.fsencode(directory).strip(b"/")
+    name = "".join(chr(byte) if chr(byte) in _PLAIN else "-" if byte == 0x2F else f"\\x{byte:02x}" for byte in raw)
+    if len(name) <= MAX_NAME:
+        return name or "-"
+    import hashlib  # 4 ms to import: only paid for such a path
+
+    return hashlib.sha256(raw).hexdigest()
 
 
 def write(trees: str, record: TreeRecord) -> None:

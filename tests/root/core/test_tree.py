@@ -102,6 +102,21 @@ def test_owners_are_shown_by_the_id_map_and_the_image_is_not_changed(
     unmount_tree(mapper, str(target))
 
 
+@pytest.mark.parametrize("idmap", [None, SHIFTED], ids=["plain", "idmapped"])
+def test_a_missing_mount_point_is_made_as_an_init_system_would(
+    mapper: Mapper, tmp_path: Path, target: Path, idmap: IdMap | None
+) -> None:
+    """Root of the host cannot make a directory in an idmapped mount."""
+    files = (("/sbin/init", ""), ("/etc/fstab", "LABEL=new /srv/a/b ext4 defaults 0 0\n"))
+    image = disks.make_disk(tmp_path / "disk", (Part("ext4", 16, (), files), Part("ext4", 8, ("-L", "new"))))
+    with pytest.raises(MapperError, match="/srv"):
+        mount_tree(mapper, _request(image, target, options=RO))
+    mount_tree(mapper, _request(image, target, idmap=idmap))
+    assert mountinfo.at(f"{target}/srv/a/b")
+    assert (target / "srv").stat().st_uid == (100000 if idmap else 0)
+    unmount_tree(mapper, str(target))
+
+
 def test_a_bare_filesystem(mapper: Mapper, bare: Path, target: Path) -> None:
     mount_tree(mapper, _request(bare, target))
     assert (target / "hello").read_text() == "world\n"
