@@ -55,9 +55,9 @@ def _make(cls: type) -> type:
         "__delattr__": _refuse_delete,
         "__getstate__": _state,
         "__setstate__": _set_state,
-        "__dataclass_fields__": _FromTwin(twin),
-        "__dataclass_params__": _FromTwin(twin),
-        "__signature__": _FromTwin(twin),
+        "__dataclass_fields__": _FromTwin(twin, "__dataclass_fields__"),
+        "__dataclass_params__": _FromTwin(twin, "__dataclass_params__"),
+        "__signature__": _FromTwin(twin, "__signature__"),
     }
     return type(cls.__name__, (), body)
 
@@ -93,10 +93,8 @@ class _Twin:
 class _FromTwin:
     """An attribute by which tools recognise and describe a dataclass."""
 
-    def __init__(self, twin: _Twin) -> None:
+    def __init__(self, twin: _Twin, name: str) -> None:
         self._twin = twin
-
-    def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
 
     def __get__(self, instance: object, owner: type) -> Any:

@@ -9,9 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+from typing import TYPE_CHECKING, Any
 
 from mapper_core.errors import CommandFailed, DeadlineExceeded, ToolMissing, UsageError
 from mapper_core.frozen import dataclass
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 #: Where programs are looked for. The caller's PATH is not trusted: this code runs as root.
 SEARCH_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
@@ -86,49 +91,84 @@ def run(
         raise UsageError("empty command", subject=subject)
     program = require_program(argv[0])
 
-    import threading
+    with _signals_later():
+        import threading
 
-    import sh  # 70 ms to import: only paid by those who start a program
+        import sh  # 70 ms to import: only paid by those who start a program
 
     out, err = _Kept(limit), _Kept(limit)
     late = threading.Event()
-    with open(os.devnull, "rb") as nothing:
-        command = sh.Command(program)(
-            *argv[1:],
-            _env={"PATH": ":".join(SEARCH_PATH), "LC_ALL": "C", "LANG": "C", "HOME": "/"},
-            _in=nothing,
-            _out=out.write,
-            _err=err.write,
-            _tty_out=False,
-            _new_session=True,
-            _ok_code=list(accept),
-            _no_pipe=True,
-            _bg=True,
-            _bg_exc=False,
-        )
+    command: Any = None
 
-        def kill() -> None:
-            late.set()
-            with contextlib.suppress(ProcessLookupError):
-                command.kill_group()
+    def kill() -> None:
+        late.set()
+        with contextlib.suppress(ProcessLookupError):
+            command.kill_group()
 
-        # not `_timeout`: with it sh (2.4) polls in steps of 100 ms, which every short command would pay
-        timer = threading.Timer(timeout, kill)
-        timer.daemon = True
+    # not `_timeout`: with it sh (2.4) polls in steps of 100 ms, which every short command would pay
+    timer = threading.Timer(timeout, kill)
+    timer.daemon = True
+    try:
+        with open(os.devnull, "rb") as nothing, _signals_later():
+            command = sh.Command(program)(
+                *argv[1:],
+                _env={"PATH": ":".join(SEARCH_PATH), "LC_ALL": "C", "LANG": "C", "HOME": "/"},
+                _in=nothing,
+                _out=out.write,
+                _err=err.write,
+                _tty_out=False,
+                _new_session=True,
+                _ok_code=list(accept),
+                _no_pipe=True,
+                _bg=True,
+                _bg_exc=False,
+            )
         timer.start()
-        try:
-            command.wait()
-        except sh.ErrorReturnCode as error:
-            if late.is_set():
-                raise DeadlineExceeded(
-                    f"{argv[0]} did not finish within {timeout:g} s and was killed",
-                    subject=subject,
-                    hint=_last_line(err.data),
-                ) from None
-            raise CommandFailed(argv, error.exit_code, err.data.decode(errors="replace"), subject=subject) from None
-        finally:
-            timer.cancel()
+        command.wait()
+    except sh.ErrorReturnCode as error:
+        if late.is_set():
+            raise DeadlineExceeded(
+                f"{argv[0]} did not finish within {timeout:g} s and was killed",
+                subject=subject,
+                hint=_last_line(err.data),
+            ) from None
+        raise CommandFailed(argv, error.exit_code, err.data.decode(errors="replace"), subject=subject) from None
+    except BaseException:  # a signal handler of the caller: whoever undoes things must not race against the program
+        if command is not None:
+            kill()
+            with contextlib.suppress(sh.ErrorReturnCode, ChildProcessError):
+                command.wait()
+        raise
+    finally:
+        timer.cancel()
     return Output(bytes(out.data), bytes(err.data))
+
+
+@contextlib.contextmanager
+def _signals_later() -> Iterator[None]:
+    """Hold back Python's signal handlers for the block.
+
+    A handler that raises between fork and exec would leave a program running that nobody knows yet. Handlers, unlike
+    blocked signals, are not inherited by the program (:manpage:`execve(2)`). Only the main thread runs handlers.
+    """
+    import threading
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    handlers = {}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if callable(handler := signal.getsignal(number)):
+            handlers[number] = handler
+            signal.signal(number, lambda caught, _frame: held.append(caught))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    for caught in held:
+        signal.raise_signal(caught)
 
 
 class _Kept:

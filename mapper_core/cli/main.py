@@ -45,23 +45,32 @@ class _Ended(BaseException):
         self.number = number
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``mapper-cli``.
+def main() -> int:
+    """Be the program ``mapper-cli``; return its exit status."""
+    status = call(sys.argv[1:])
+    for number in _ENDING:
+        signal.signal(number, signal.SIG_IGN)  # it is done: a late signal must not make a failure of a success
+    return status
 
-    :param argv: arguments without the program's name; those of the process by default.
+
+def call(words: Sequence[str]) -> int:
+    """Run one command from beginning to end.
+
+    :param words: without the program's name.
     :returns: the exit status.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
     # looked for here too, for mistakes on the command line itself
     style = Style.JSON if "--json" in words else Style.TEXT
     talk = Talk.VERBOSE if "-v" in words or "--verbose" in words else Talk.NORMAL
     output = Output(style, talk)
     try:
-        with _signals_undo():
+        with _signals_undo() as received:
             status = run(words, output)
+            if received and status:  # code in between has made another exception of _Ended
+                status = EXIT_SIGNAL + received[0]
             output.flush()
     except _Ended as ended:
-        output.note(f"ended by {signal.Signals(ended.number).name}; what was begun is undone")
+        output.note(f"ended by {signal.Signals(ended.number).name}; what was half done is undone")
         status = EXIT_SIGNAL + ended.number
     except BrokenPipeError:
         status = EXIT_SIGNAL + signal.SIGPIPE
@@ -136,10 +145,15 @@ def _version() -> str:
 
 
 @contextlib.contextmanager
-def _signals_undo() -> Iterator[None]:
-    """Let the signals that end a program raise :class:`_Ended`, once: a second one cannot interrupt the undoing."""
+def _signals_undo() -> Iterator[list[int]]:
+    """Let the signals that end a program raise :class:`_Ended`, once: a second one cannot interrupt the undoing.
+
+    :returns: the signal that came, when it has come.
+    """
+    received: list[int] = []
 
     def end(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
         for other in previous:
             # a function and not SIG_IGN, which programs that are run for the undoing would inherit
             signal.signal(other, lambda *_: None)
@@ -152,7 +166,7 @@ def _signals_undo() -> Iterator[None]:
         else:
             signal.signal(number, end)
     try:
-        yield
+        yield received
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

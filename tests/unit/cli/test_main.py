@@ -47,14 +47,14 @@ def test_success(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
         return 0
 
     command(handler)
-    assert program.main(["ls"]) == 0
+    assert program.call(["ls"]) == 0
     assert capsys.readouterr() == ("data\n", "")
 
 
 @pytest.mark.parametrize("error", [Busy("works on it", subject="/a", hint="wait"), NoFreeDevice("none")])
 def test_an_expected_failure(error: MapperError, command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     command(fails_with(error))
-    assert program.main(["ls"]) == error.exit_code
+    assert program.call(["ls"]) == error.exit_code
     out, err = capsys.readouterr()
     assert f"mapper-cli: error: {error}\n" in err
     assert out == "", "half of the data is worse than none"
@@ -62,7 +62,7 @@ def test_an_expected_failure(error: MapperError, command: Command, capsys: pytes
 
 def test_an_unexpected_exception_is_one_line(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     command(fails_with(ZeroDivisionError("by zero")))
-    assert program.main(["ls"]) == 70
+    assert program.call(["ls"]) == 70
     _, err = capsys.readouterr()
     assert err.startswith("mapper-cli: error: internal error: ZeroDivisionError: by zero\nhint: please report")
     assert "Traceback" not in err
@@ -72,15 +72,15 @@ def test_an_unexpected_exception_has_a_traceback_when_asked(
     command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command(fails_with(ZeroDivisionError("by zero")))
-    assert program.main(["-v", "ls"]) == 70
+    assert program.call(["-v", "ls"]) == 70
     assert "Traceback" in capsys.readouterr().err
 
 
 def test_json_covers_internal_errors_and_mistakes(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     command(fails_with(ZeroDivisionError("by zero")))
-    assert program.main(["ls", "--json"]) == 70
+    assert program.call(["ls", "--json"]) == 70
     assert json.loads(capsys.readouterr().err)["error"]["type"] == "InternalError"
-    assert program.main(["ls", "--jso", "--json"]) == 2
+    assert program.call(["ls", "--jso", "--json"]) == 2
     assert json.loads(capsys.readouterr().err)["error"]["type"] == "UsageError"
 
 
@@ -89,7 +89,7 @@ def test_missing_privilege_is_said_clearly(
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     command(fails_with(PermissionError(errno.EACCES, "Permission denied", "/run/mapper")))
-    assert program.main(["ls"]) == 77
+    assert program.call(["ls"]) == 77
     assert capsys.readouterr().err == (
         "mapper-cli: error: /run/mapper: this needs root: Permission denied (EACCES)\nhint: run it with sudo\n"
     )
@@ -100,7 +100,7 @@ def test_root_is_not_told_to_become_root(
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     command(fails_with(PermissionError(errno.EPERM, "Operation not permitted", b"/a\xff")))
-    assert program.main(["ls"]) == 1
+    assert program.call(["ls"]) == 1
     assert capsys.readouterr().err == "mapper-cli: error: /a\\xff: Operation not permitted (EPERM)\n"
 
 
@@ -108,7 +108,7 @@ def test_a_full_disk_below_the_journal_is_no_internal_error(
     command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command(fails_with(OSError(errno.ENOSPC, "No space left on device", "/run/mapper/disks/x")))
-    assert program.main(["ls"]) == 1
+    assert program.call(["ls"]) == 1
     assert "No space left on device (ENOSPC)" in capsys.readouterr().err
 
 
@@ -128,10 +128,22 @@ def test_a_signal_ends_it_and_what_was_begun_is_undone(
 
     before = signal.getsignal(number)
     command(handler)
-    assert program.main(["ls"]) == 128 + number
+    assert program.call(["ls"]) == 128 + number
     assert undone == ["yes"]
     assert f"ended by {number.name}" in capsys.readouterr().err
     assert signal.getsignal(number) is before
+
+
+def test_a_signal_counts_also_when_its_exception_was_wrapped(command: Command) -> None:
+    def handler(_arguments: object, output: Output) -> int:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except BaseException as error:
+            raise RuntimeError("Error calling __set_name__") from error
+        return 0
+
+    command(handler)
+    assert program.call(["ls"]) == 143
 
 
 def test_a_signal_that_was_ignored_stays_ignored(command: Command) -> None:
@@ -142,7 +154,7 @@ def test_a_signal_that_was_ignored_stays_ignored(command: Command) -> None:
     command(handler)
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        assert program.main(["ls"]) == 0
+        assert program.call(["ls"]) == 0
     finally:
         signal.signal(signal.SIGHUP, before)
 
@@ -168,18 +180,18 @@ def test_output_that_cannot_be_written_is_a_failure_of_its_own(
 
     command(handler)
     monkeypatch.setattr(sys, "stdout", Unwritable(number))
-    assert program.main(["ls"]) == status
+    assert program.call(["ls"]) == status
     err = capsys.readouterr().err
     assert ("cannot be written: No space left" in err) is (number == errno.ENOSPC)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert program.main(["--version"]) == 0
+    assert program.call(["--version"]) == 0
     assert capsys.readouterr().out.startswith("mapper-cli ")
 
 
 def test_help_is_a_success(capsys: pytest.CaptureFixture[str]) -> None:
-    assert program.main(["map", "--help"]) == 0
+    assert program.call(["map", "--help"]) == 0
     assert capsys.readouterr().out.startswith("usage: mapper-cli map")
 
 
