@@ -124,7 +124,8 @@ def write_json(path: str, data: dict[str, Any]) -> None:
             os.close(fd)
         os.rename(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        with contextlib.suppress(FileNotFoundError):  # a signal handler may raise just after the rename
+            os.unlink(temporary)
         raise
     _sync_directory(directory)
 
