@@ -110,7 +110,7 @@ def mounts() -> Iterator[Item]:
 def processes(mentioning: tuple[str, ...] = ()) -> Iterator[Item]:
     """Storage daemons, container monitors, children of this process, and whoever names one of these directories.
 
-    A zombie holds nothing and is not counted.
+    A zombie holds nothing and is not counted, and neither is this process, which may name such a directory to ask.
 
     :param mentioning: directories; a process whose command line names one of them counts.
     """
@@ -119,7 +119,7 @@ def processes(mentioning: tuple[str, ...] = ()) -> Iterator[Item]:
         command = _read(f"/proc/{pid}/cmdline").replace("\0", " ").strip()
         _, _, fields = status.rpartition(") ")  # the name in parentheses may hold anything (proc(5))
         state, parent, *rest = fields.split(" ") if fields else ("Z", "0")
-        if state in "ZX" or not command or len(rest) < 18:
+        if state in "ZX" or not command or len(rest) < 18 or pid == os.getpid():
             continue
         name = os.path.basename(command.split(" ", 1)[0])
         is_child = int(parent) == os.getpid()

@@ -224,12 +224,12 @@ def test_temporary_directory() -> None:
         assert {python_style, ours} <= {item.touches[0] for item in found.items if item.kind == "temporary"}
 
 
-def test_command_line(tmp_path: Path, image: Path) -> None:
-    """Scripts take a snapshot before, and get lines, a count and an exit status after."""
+def test_command_line(tmp_path: Path, runtime_dir: Path, image: Path) -> None:
+    """Scripts take a snapshot before, and get lines, a count and an exit status after. The oracle is no leak."""
     oracle = (sys.executable, "-m", "mapper_core.testing.leaks")
     before = tmp_path / "before.json"
     before.write_text(run(*oracle, "snapshot"))
-    compare = (*oracle, "diff", str(before), "--scope", str(tmp_path))
+    compare = (*oracle, "diff", str(before), "--scope", str(tmp_path), "--scope", str(runtime_dir))
     device = run("losetup", "--find", "--show", image)
     try:
         result = subprocess.run(compare, capture_output=True, text=True, timeout=60)
