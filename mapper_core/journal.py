@@ -7,7 +7,6 @@ of the directory) and removed last. The version is checked: a record of a newer 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 from typing import Any
@@ -153,6 +152,11 @@ def read_json(path: str, version: int) -> dict[str, Any] | None:
     return data
 
 
+def plain(value: Any) -> dict[str, Any]:
+    """Return the fields of a frozen class with slots; unlike ``asdict`` not those of the values in it."""
+    return {name: getattr(value, name) for name in value.__slots__}
+
+
 def remove_json(path: str) -> None:
     """Remove a file of :func:`write_json` durably; a missing one is fine."""
     try:
@@ -180,9 +184,10 @@ def _corrupt(path: str, why: str) -> StateCorrupt:
 
 
 def _record_to_json(record: Record) -> dict[str, Any]:
+    table = record.table
     return {
         "id": record.id,
-        "disk": dataclasses.asdict(record.disk),
+        "disk": plain(record.disk),
         "plugin": record.plugin,
         "options": {
             "access": record.options.access.value,
@@ -191,10 +196,10 @@ def _record_to_json(record: Record) -> dict[str, Any]:
         },
         "boot": record.boot,
         "state": record.state,
-        "resources": [{"kind": item.kind, **dataclasses.asdict(item)} for item in record.resources],
-        "attachment": dataclasses.asdict(record.attachment) if record.attachment else None,
+        "resources": [{"kind": item.kind, **plain(item)} for item in record.resources],
+        "attachment": plain(record.attachment) if record.attachment else None,
         "size": record.size,
-        "table": dataclasses.asdict(record.table) if record.table else None,
+        "table": {**plain(table), "partitions": [plain(item) for item in table.partitions]} if table else None,
         "users": list(record.users),
     }
 

@@ -51,7 +51,7 @@ class Mapper:
         self.runtime = runtime
         self.registry = registry
         self.journal = Journal(runtime.disks)
-        self._boot = boot_id()
+        self.boot = boot_id()
 
     @classmethod
     def open(cls) -> Mapper:
@@ -123,7 +123,7 @@ class Mapper:
     def _map_new(self, disk: Disk, identity: Identity, options: MapOptions, user: str) -> MappedDisk:
         self.registry.require(disk.format)
         image = self._inspect(disk, identity, options)
-        record = Record(identity.id, disk, disk.format, options, self._boot, users=(user,))
+        record = Record(identity.id, disk, disk.format, options, self.boot, users=(user,))
         ledger = _JournalLedger(self.journal, record)
         self.journal.write(record)
         with contextlib.ExitStack() as undo:
@@ -216,11 +216,12 @@ class Mapper:
 
     def _undo(self, record: Record) -> None:
         """Take away whatever a record describes, however far its maker came, and the record last."""
-        if record.boot != self._boot:
+        if record.boot != self.boot:
             self.journal.remove(record.id)  # the devices went with the boot
             return
         ledger = _JournalLedger(self.journal, dataclasses.replace(record, state=State.UNMAPPING))
-        ledger.change()
+        if not record.resources:
+            ledger.change()  # with resources of ours the kernel shows how far it came: the first one to go is the device
         transports = self._transports(ledger)
         problem: MapperError | None = None
         try:
@@ -269,7 +270,7 @@ class Mapper:
         """Say whether a record describes a finished mapping that the kernel still has."""
         return (
             record.state == State.MAPPED
-            and record.boot == self._boot
+            and record.boot == self.boot
             and record.attachment is not None
             and self._owns_device(record)
         )
@@ -281,9 +282,7 @@ class Mapper:
     def _find(self, target: str) -> Record | None:
         if not target.startswith("/"):
             return (
-                self.journal.read(target)
-                if "/" not in target and target in self.journal.ids()
-                else self._find_source(target)
+                self.journal.read(target) if "/" not in target and target in self.journal else self._find_source(target)
             )
         for record in self.journal.records():
             if record.attachment is None:

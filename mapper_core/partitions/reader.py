@@ -8,6 +8,9 @@ from collections.abc import Callable
 #: ``read(offset, length)``, both in bytes, returns exactly those bytes, fewer only at the end of the device.
 ReadAt = Callable[[int, int], bytes]
 
+#: Superblocks lie in the first 68 KiB (btrfs), those of RAID in the last 128 KiB.
+_END = 128 << 10
+
 
 def file_reader(fd: int) -> ReadAt:
     """Return a reader of an open file or block device. It keeps no position and does not close ``fd``."""
@@ -34,6 +37,25 @@ def window(read: ReadAt, start: int, size: int) -> ReadAt:
         return read(start + offset, length) if offset >= 0 and length > 0 else b""
 
     return read_inside
+
+
+def with_ends_in_memory(read: ReadAt, size: int) -> ReadAt:
+    """Return a reader that has read the first and the last bytes once: that is where everything is probed for.
+
+    :param size: of what is read, bytes.
+    """
+    head = read(0, min(_END, size))
+    start = max(0, size - _END)
+    tail = head if start == 0 else read(start, size - start)
+
+    def read_ends(offset: int, length: int) -> bytes:
+        if 0 <= offset and offset + length <= len(head):
+            return head[offset : offset + length]
+        if offset >= start and len(tail) == size - start:
+            return tail[offset - start : offset - start + length]
+        return read(offset, length)
+
+    return read_ends
 
 
 def text(raw: bytes) -> str:

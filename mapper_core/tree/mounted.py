@@ -27,7 +27,6 @@ from mapper_core.identity import identify
 from mapper_core.linux import beneath, locks, mountinfo, mounts
 from mapper_core.mapping import Mapper
 from mapper_core.model import Access, Disk, IdMap, MapOptions, MappedDisk, Mount, MountPlan
-from mapper_core.runtime import boot_id
 from mapper_core.tree import look, record
 from mapper_core.tree.look import Purpose
 from mapper_core.tree.options import MOUNT_ATTRIBUTES
@@ -91,7 +90,7 @@ def mount_tree(mapper: Mapper, request: TreeRequest) -> MountedTree:
     staging = _is_staging(mapper, directory)
     with lock(mapper, directory), contextlib.ExitStack() as undo:
         if (old := find(mapper, directory)) is not None:
-            if old.complete and old.boot == boot_id() and mountinfo.at(directory):
+            if old.complete and old.boot == mapper.boot and mountinfo.at(directory):
                 raise ImageInUse(
                     "a tree is mounted here already",
                     subject=directory,
@@ -100,16 +99,13 @@ def mount_tree(mapper: Mapper, request: TreeRequest) -> MountedTree:
             dismantle_locked(mapper, old)
         if mountinfo.at(directory):
             raise UsageError("something else is mounted here", subject=directory, hint="choose another directory")
-        tree = TreeRecord(directory, identify(request.disk).id, request.owner, boot_id(), own_directory=staging)
+        tree = TreeRecord(directory, identify(request.disk).id, request.owner, mapper.boot, own_directory=staging)
         undo.callback(lambda: dismantle_locked(mapper, find(mapper, directory)))
         record.write(mapper.runtime.trees, tree)
         if staging:
             os.mkdir(directory, 0o700)
             make_shared(mapper.runtime.mounts)
         disk = mapper.map(request.disk, request.options, user=f"{USER_PREFIX}:{directory}")
-        partitions = tuple(partition.device for partition in disk.table.partitions)
-        tree = dataclasses.replace(tree, devices=(disk.device, *partitions))
-        record.write(mapper.runtime.trees, tree)
         plan = _plan(disk, request)
         _carry_out(plan, directory, request.idmap)
         record.write(mapper.runtime.trees, dataclasses.replace(tree, complete=True))
@@ -189,13 +185,21 @@ def dismantle_locked(mapper: Mapper, tree: TreeRecord | None) -> None:
     """As :func:`dismantle`, for those who hold the lock."""
     if tree is None:
         return
-    if tree.boot == boot_id():
-        _unmount_all(tree.directory, tree.devices)
+    if tree.boot == mapper.boot:
+        _unmount_all(tree.directory, devices_of(mapper, tree))
     if tree.disk_id:
         mapper.unmap(tree.disk_id, user=f"{USER_PREFIX}:{tree.directory}")
     if tree.own_directory:
         _remove_directory(mapper, tree.directory)
     record.remove(mapper.runtime.trees, tree.directory)
+
+
+def devices_of(mapper: Mapper, tree: TreeRecord) -> tuple[str, ...]:
+    """What may be mounted in a tree: the devices of its disk."""
+    disk = mapper.find(tree.disk_id) if tree.disk_id else None
+    if disk is None:
+        return (tree.source,) if tree.source else ()
+    return (disk.device, *(partition.device for partition in disk.table.partitions))
 
 
 # --- steps --------------------------------------------------------------------------------------------

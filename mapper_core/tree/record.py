@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import string
 
 from mapper_core.frozen import dataclass
-from mapper_core.journal import read_json, remove_json, write_json
+from mapper_core.journal import plain, read_json, remove_json, write_json
 
 VERSION = 1
 
@@ -27,8 +26,7 @@ class TreeRecord:
     :param boot: boot in which it was made.
     :param complete: whether all its mounts were made.
     :param own_directory: whether the directory was made for the tree and goes with it.
-    :param devices: block devices of the disk (the sources of the tree's mounts).
-    :param targets: mount points inside the tree, parents first.
+    :param source: what is mounted when there is no disk under it.
     """
 
     directory: str
@@ -37,8 +35,7 @@ class TreeRecord:
     boot: str
     complete: bool = False
     own_directory: bool = False
-    devices: tuple[str, ...] = ()
-    targets: tuple[str, ...] = ()
+    source: str = ""
 
 
 def path_of(trees: str, directory: str) -> str:
@@ -59,7 +56,7 @@ def key_of(directory: str) -> str:
 
 def write(trees: str, record: TreeRecord) -> None:
     """Make the record durable."""
-    write_json(path_of(trees, record.directory), {"version": VERSION, **dataclasses.asdict(record)})
+    write_json(path_of(trees, record.directory), {"version": VERSION, **plain(record)})
 
 
 def read(trees: str, directory: str) -> TreeRecord | None:
@@ -83,5 +80,4 @@ def _read(path: str) -> TreeRecord | None:
     data = read_json(path, VERSION)
     if data is None:
         return None
-    values = {field.name: data[field.name] for field in dataclasses.fields(TreeRecord)}
-    return TreeRecord(**{**values, "devices": tuple(data["devices"]), "targets": tuple(data["targets"])})
+    return TreeRecord(**{name: data[name] for name in TreeRecord.__slots__})

@@ -15,7 +15,6 @@ from mapper_core.errors import ImageInUse, UsageError
 from mapper_core.linux import mountinfo, mounts
 from mapper_core.mapping import Mapper
 from mapper_core.model import Access
-from mapper_core.runtime import boot_id
 from mapper_core.tree import mounted, record
 from mapper_core.tree.record import TreeRecord
 
@@ -41,10 +40,10 @@ def scratch_tree(
         raise UsageError("is not a single name", subject=name)
     with mounted.lock(mapper, directory), contextlib.ExitStack() as undo:
         if (old := mounted.find(mapper, directory)) is not None:
-            if old.complete and old.boot == boot_id() and mountinfo.at(directory):
+            if old.complete and old.boot == mapper.boot and mountinfo.at(directory):
                 raise ImageInUse("a tree is mounted here already", subject=directory)
             mounted.dismantle_locked(mapper, old)
-        tree = TreeRecord(directory, "", owner, boot_id(), own_directory=True, devices=(SOURCE,))
+        tree = TreeRecord(directory, "", owner, mapper.boot, own_directory=True, source=SOURCE)
         undo.callback(lambda: mounted.dismantle_locked(mapper, mounted.find(mapper, directory)))
         record.write(mapper.runtime.trees, tree)
         os.mkdir(directory, 0o700)
@@ -63,6 +62,6 @@ def scratch_tree(
             mounts.set_attributes(fd, set=mounts.MountAttribute.READ_ONLY)
         finally:
             os.close(fd)
-        record.write(mapper.runtime.trees, TreeRecord(directory, "", owner, boot_id(), True, True, (SOURCE,)))
+        record.write(mapper.runtime.trees, TreeRecord(directory, "", owner, mapper.boot, True, True, SOURCE))
         undo.pop_all()
     return directory

@@ -83,7 +83,7 @@ def _is_used(mapper: Mapper, user: str) -> bool:
     for tree in mounted.records(mapper):
         if tree.owner != user:
             continue
-        for device in tree.devices[:1]:
+        for device in mounted.devices_of(mapper, tree)[:1]:
             with contextlib.suppress(NotFound, MapperError):
                 if any(item.namespace not in (0, here) for item in holders.holders(device)):
                     return True
