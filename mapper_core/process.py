@@ -157,12 +157,11 @@ def _signals_later() -> Iterator[None]:
         yield
         return
     held: list[int] = []
-    handlers = {}
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if callable(handler := signal.getsignal(number)):
-            handlers[number] = handler
-            signal.signal(number, lambda caught, _frame: held.append(caught))
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
     try:
+        for number in handlers:
+            signal.signal(number, lambda caught, _frame: held.append(caught))
         yield
     finally:
         for number, handler in handlers.items():

@@ -36,6 +36,8 @@ def sleepers(argument: str) -> tuple[process_info.ProcessInfo, ...]:
     return process_info.find_by_argument("sleep", argument)
 
 
+# an exception at any moment may come between open() and the `with` that closes the file; Python closes it, and warns
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("milliseconds", [0, 1, 2, 4, 6, 8, 10, 15, 20, 40, 80])
 def test_whenever_it_comes_no_program_is_left(milliseconds: int) -> None:
     argument = f"30.0{os.getpid()}{milliseconds}"
