@@ -72,6 +72,7 @@ def run(
     subject: str = "",
     accept: tuple[int, ...] = (0,),
     limit: int = DEFAULT_LIMIT,
+    inherit: tuple[int, ...] = (),
 ) -> Output:
     """Run a program and wait for it.
 
@@ -80,6 +81,7 @@ def run(
     :param subject: the object the command works on, for the error.
     :param accept: exit statuses that count as success.
     :param limit: bytes kept of each of stdout and stderr.
+    :param inherit: descriptors that stay open in the program, besides its standard streams.
     :raises ToolMissing: the program is not installed.
     :raises CommandFailed: it ended with another status, or by a signal.
     :raises DeadlineExceeded: it did not end in time; it has been killed.
@@ -120,6 +122,7 @@ def run(
                 _new_session=True,
                 _ok_code=list(accept),
                 _no_pipe=True,
+                _pass_fds=set(inherit),
                 _bg=True,
                 _bg_exc=False,
             )

@@ -49,7 +49,7 @@ def with_ends_in_memory(read: ReadAt, size: int) -> ReadAt:
     tail = head if start == 0 else read(start, size - start)
 
     def read_ends(offset: int, length: int) -> bytes:
-        if 0 <= offset and offset + length <= len(head):
+        if offset >= 0 and offset + length <= len(head):
             return head[offset : offset + length]
         if offset >= start and len(tail) == size - start:
             return tail[offset - start : offset - start + length]

@@ -10,6 +10,7 @@ from mapper_core.linux import block, locks, process_info, uevents
 from mapper_core.model import Access, Attachment
 from mapper_core.process import find_program, run
 from mapper_core.resources import NbdResource, Resource
+from mapper_core.transports import daemon
 from mapper_core.transports.base import Availability, Scope
 from mapper_core.transports.blockgraph import BlockNode, to_file_name
 
@@ -47,23 +48,22 @@ class NbdTransport:
             device = _take_free_device(scope.locks, stack)
             resource = NbdResource(device, scope.directory)
             scope.ledger.record(resource)
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(scope.directory, 0o700)
             read_only = ("--read-only",) if access is Access.READ_ONLY else ()
             try:
-                run(
+                daemon.start(
                     (
                         PROGRAM,
                         f"--connect={device}",
                         "--fork",
-                        f"--pid-file={scope.directory}/pid",
+                        f"--pid-file={daemon.pid_file(scope.directory)}",
                         f"--socket={scope.directory}/nbd.sock",
                         "--cache=none",
                         "--discard=unmap",
                         *read_only,
                         to_file_name(node, access),
                     ),
-                    timeout=START_SECONDS,
+                    scope.directory,
+                    seconds=START_SECONDS,
                     subject=node.filename,
                 )  # fmt: skip
             except CommandFailed as error:
@@ -82,8 +82,7 @@ class NbdTransport:
         """Disconnect; true only when sysfs shows neither a server nor a size (M-08)."""
         assert isinstance(resource, NbdResource)
         device = resource.device
-        servers = process_info.find_by_argument(PROGRAM, f"--pid-file={resource.directory}/pid")
-        if servers and _connected(device):
+        if _connected(device) and _is_served_from(device, resource.directory):
             with block.exclusive(device):
                 pass
             run((PROGRAM, f"--disconnect={device}"), timeout=START_SECONDS, subject=device)
@@ -92,14 +91,8 @@ class NbdTransport:
                     raise DeviceBusy(
                         f"{device} is still connected {STOP_SECONDS} s after it was told to disconnect", subject=device
                     )
-        for server in servers:
-            process_info.terminate(server.pid, server.start_time)
-            process_info.wait_gone(server.pid, server.start_time, STOP_SECONDS)
-        for name in ("pid", "nbd.sock"):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(f"{resource.directory}/{name}")
-        with contextlib.suppress(FileNotFoundError):
-            os.rmdir(resource.directory)
+        daemon.stop(resource.directory, PROGRAM, seconds=STOP_SECONDS)
+        daemon.remove_files(resource.directory, "nbd.sock")
 
 
 def _take_free_device(lock_directory: str, stack: contextlib.ExitStack) -> str:
@@ -125,6 +118,17 @@ def _take_free_device(lock_directory: str, stack: contextlib.ExitStack) -> str:
     raise NoFreeDevice(
         f"all {len(numbers)} nbd devices are in use", hint="load the module with more: modprobe nbd nbds_max=256"
     )
+
+
+def _is_served_from(device: str, directory: str) -> bool:
+    """Say whether the server of a device is the one of a directory; the device may be somebody else's by now."""
+    try:
+        with open(f"/sys/block/{os.path.basename(device)}/pid", encoding="ascii") as file:
+            pid = int(file.read())
+    except (FileNotFoundError, ValueError):
+        return False
+    argument = f"--pid-file={daemon.pid_file(directory)}"
+    return pid in {process.pid for process in process_info.find_by_argument(PROGRAM, argument)}
 
 
 def _connected(device: str) -> bool:

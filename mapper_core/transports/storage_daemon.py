@@ -15,11 +15,12 @@ import contextlib
 import json
 import os
 
-from mapper_core.errors import CommandFailed, ImageInUse, KernelError
-from mapper_core.linux import fuse, mountinfo, mounts, process_info
+from mapper_core.errors import CommandFailed, ImageInUse
+from mapper_core.linux import fuse, mountinfo, mounts
 from mapper_core.model import Access, Attachment
-from mapper_core.process import find_program, run
+from mapper_core.process import find_program
 from mapper_core.resources import DaemonResource, Resource
+from mapper_core.transports import daemon
 from mapper_core.transports.base import Availability, Scope
 from mapper_core.transports.blockgraph import ROOT_NODE, BlockNode, to_json
 from mapper_core.transports.loop import LoopTransport
@@ -59,15 +60,17 @@ class StorageDaemonTransport:
         export = _make_directory(scope.directory)
         writable = "on" if access is Access.READ_WRITE else "off"
         try:
-            run(
+            daemon.start(
                 (
                     PROGRAM,
                     "--daemonize",
-                    "--pidfile", _pid_file(scope.directory),
+                    "--pidfile", daemon.pid_file(scope.directory),
                     "--blockdev", json.dumps(to_json(node, access)),
-                    "--export", f"type=fuse,id=disk,node-name={ROOT_NODE},mountpoint={export},writable={writable},allow-other=off",
+                    "--export",
+                    f"type=fuse,id=disk,node-name={ROOT_NODE},mountpoint={export},writable={writable},allow-other=off",
                 ),
-                timeout=START_SECONDS,
+                scope.directory,
+                seconds=START_SECONDS,
                 subject=node.filename,
             )  # fmt: skip
         except CommandFailed as error:
@@ -84,9 +87,9 @@ class StorageDaemonTransport:
     def release(self, resource: Resource, scope: Scope) -> None:
         """End the daemon and remove its files. The loop device, recorded later, is gone by now."""
         assert isinstance(resource, DaemonResource)
-        _stop(resource.directory)
+        daemon.stop(resource.directory, PROGRAM, seconds=STOP_SECONDS)
         _unmount_export(resource.directory)
-        _remove_directory(resource.directory)
+        daemon.remove_files(resource.directory, "disk")
 
 
 def _make_directory(directory: str) -> str:
@@ -98,34 +101,11 @@ def _make_directory(directory: str) -> str:
     return export
 
 
-def _pid_file(directory: str) -> str:
-    return f"{directory}/pid"
-
-
-def _stop(directory: str) -> None:
-    """End the daemon of a directory; it flushes and closes the image on SIGTERM."""
-    for process in process_info.find_by_argument(PROGRAM, _pid_file(directory)):
-        process_info.terminate(process.pid, process.start_time)
-        process_info.wait_gone(process.pid, process.start_time, STOP_SECONDS)
-
-
 def _unmount_export(directory: str) -> None:
     """Unmount what a daemon that was killed left behind; one that ended by itself has done that."""
     export = f"{directory}/disk"
     for entry in mountinfo.at(export):
         mounts.unmount(entry.target)
-
-
-def _remove_directory(directory: str) -> None:
-    for name in ("disk", "pid"):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(f"{directory}/{name}")
-    try:
-        os.rmdir(directory)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise KernelError(f"cannot be removed: {error.strerror}", errno=error.errno or 0, subject=directory) from error
 
 
 def _explain(error: CommandFailed, node: BlockNode) -> CommandFailed | ImageInUse:
