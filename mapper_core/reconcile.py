@@ -12,6 +12,7 @@ import enum
 import importlib
 import os
 import re
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -25,6 +26,11 @@ from mapper_core.tree import mounted
 from mapper_core.tree.record import TreeRecord
 
 OWNER_GROUP = "mapper.owners"
+
+#: How long to wait for what is still in use although its owner is gone. The mounts of a container outlive its last process for
+#: a moment: the kernel takes a mount namespace apart when nobody waits for it any more, and tells nobody when it has.
+SETTLE_SECONDS = 3.0
+_PAUSE_SECONDS = 0.1
 
 
 class Mode(enum.Enum):
@@ -60,19 +66,37 @@ class Report:
     problems: tuple[Action, ...]
 
 
-def reconcile(mapper: Mapper, mode: Mode = Mode.REPAIR) -> Report:
-    """Put the whole node in order; run it as often as you like."""
+def reconcile(mapper: Mapper, mode: Mode = Mode.REPAIR, *, settle_seconds: float = SETTLE_SECONDS) -> Report:
+    """Put the whole node in order; run it as often as you like.
+
+    :param settle_seconds: how long to try again what is in use.
+    """
+    until = time.monotonic() + settle_seconds
+    done: tuple[Action, ...] = ()
+    while True:
+        report, is_busy = _one_pass(mapper, mode)  # everything is asked anew: somebody may have come back meanwhile
+        done += report.actions
+        if not is_busy or time.monotonic() >= until:
+            return Report(done, report.problems)
+        time.sleep(_PAUSE_SECONDS)
+
+
+def _one_pass(mapper: Mapper, mode: Mode) -> tuple[Report, bool]:
+    """Try everything once; also tell whether something was in use."""
     actions: list[Action] = []
     problems: list[Action] = []
     alive = _Owners()
+    is_busy = False
 
     def attempt(kind: str, subject: str, reason: str, repair: Callable[[], object]) -> None:
+        nonlocal is_busy
         if mode is Mode.DRY_RUN:
             actions.append(Action(kind, subject, f"would be released: {reason}"))
             return
         try:
             repair()
         except (MapperError, OSError) as error:
+            is_busy |= isinstance(error, Busy)
             problems.append(Action(kind, subject, f"{reason}, but {error}"))
         else:
             actions.append(Action(kind, subject, f"released: {reason}"))
@@ -90,7 +114,7 @@ def reconcile(mapper: Mapper, mode: Mode = Mode.REPAIR) -> Report:
             _reconcile_disk(mapper, record, alive, attempt)
     if mode is Mode.REPAIR:
         _remove_temporary_files(mapper)
-    return Report(tuple(actions), tuple(problems))
+    return Report(tuple(actions), tuple(problems)), is_busy
 
 
 def _dismantle(mapper: Mapper, tree: TreeRecord, owners: _Owners) -> None:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -29,6 +31,15 @@ def _kill_during(work, seconds: float) -> None:
     time.sleep(seconds)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
+
+
+def _gone() -> int:
+    """The number of a process that has ended."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    return pid
 
 
 @pytest.mark.parametrize("moment", [0.005, 0.02, 0.04, 0.06, 0.08, 0.1, 0.12, 0.15, 0.2, 0.3])
@@ -67,11 +78,7 @@ def test_what_is_wanted_is_left_alone(mapper: Mapper, bare: Path) -> None:
 
 def test_users_that_are_gone(mapper: Mapper, bare: Path) -> None:
     """A process that mapped for a moment and died; a tree without a record."""
-    gone = os.fork()
-    if gone == 0:
-        os._exit(0)
-    os.waitpid(gone, 0)
-    for user in (f"pid:{gone}", "tree:/nowhere"):
+    for user in (f"pid:{_gone()}", "tree:/nowhere"):
         mapper.map(Disk(str(bare), "raw"), MapOptions(), user=user)
     assert len(reconcile(mapper, Mode.DRY_RUN).actions) == 2
     assert len(mapper.mapped()) == 1
@@ -131,3 +138,36 @@ def test_what_another_process_is_working_on_is_left(mapper: Mapper, bare: Path) 
     os.close(tell)
     assert len(reconcile(mapper).actions) == 1
     assert mapper.journal.ids() == ()
+
+
+def test_what_is_in_use_is_waited_for(mapper: Mapper, bare: Path) -> None:
+    """A killed container's mounts vanish a moment after it; whoever waits for them need not be told to repeat it."""
+    mapped = mapper.map(Disk(str(bare), "raw"), MapOptions(), user=f"pid:{_gone()}")
+    holder = subprocess.Popen(
+        # its mount is in a mount namespace of its own, and goes with it
+        ["unshare", "-m", "sh", "-c", f"mount {mapped.device} /mnt && echo ready && exec sleep 60"],
+        stdout=subprocess.PIPE,
+    )
+    with holder:
+        assert holder.stdout is not None and holder.stdout.readline() == b"ready\n"
+        killer = threading.Timer(0.3, holder.kill)
+        killer.start()
+        report = reconcile(mapper)
+        killer.join()
+    assert report.problems == ()
+    assert [action.subject for action in report.actions] == [str(bare)]
+    assert mapper.mapped() == ()
+
+
+def test_what_stays_in_use_is_reported(mapper: Mapper, bare: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    mapped = mapper.map(Disk(str(bare), "raw"), MapOptions(), user=f"pid:{_gone()}")
+    disks.run("mount", mapped.device, str(tmp_path / "elsewhere"))
+    began = time.monotonic()
+    report = reconcile(mapper, settle_seconds=0.2)
+    assert 0.2 <= time.monotonic() - began < 5
+    assert report.actions == ()
+    assert [problem.subject for problem in report.problems] == [str(bare)]
+    assert "elsewhere" in report.problems[0].outcome
+    disks.run("umount", str(tmp_path / "elsewhere"))
+    assert len(reconcile(mapper).actions) == 1
