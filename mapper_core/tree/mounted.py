@@ -97,7 +97,7 @@ def mount_tree(mapper: Mapper, request: TreeRequest) -> MountedTree:
                     hint="unmount it first: mapper-cli umount",
                 )
             dismantle_locked(mapper, old)
-        if mountinfo.at(directory):
+        if mountinfo.under(directory):  # also below: what we cover there could never be told from our own mounts
             raise UsageError("something else is mounted here", subject=directory, hint="choose another directory")
         tree = TreeRecord(directory, identify(request.disk).id, request.owner, mapper.boot, own_directory=staging)
         undo.callback(lambda: dismantle_locked(mapper, find(mapper, directory)))
@@ -114,21 +114,34 @@ def mount_tree(mapper: Mapper, request: TreeRequest) -> MountedTree:
 
 
 def plan_tree(
-    mapper: Mapper, disk: Disk, *, root_hint: str = "", transport: str | None = None, purpose: Purpose = Purpose.ANY
+    mapper: Mapper,
+    disk: Disk,
+    *,
+    access: Access = Access.READ_WRITE,
+    root_hint: str = "",
+    purpose: Purpose = Purpose.ANY,
 ) -> MountPlan:
-    """Return what :func:`mount_tree` would do. The disk is mapped read-only meanwhile, and nothing is mounted on the
-    host.
-    """
-    options = MapOptions(Access.READ_ONLY, transport)
+    """Return what :func:`mount_tree` would do. Meanwhile the disk is mapped read-only, and nothing is mounted on the host."""
+    before = mapper.find(disk.source)
+    options = MapOptions(Access.READ_ONLY) if before is None else MapOptions(before.access, before.transport)
     user = f"pid:{os.getpid()}"
-    mapped = mapper.find(disk.source)
-    if mapped is not None:
-        options = MapOptions(mapped.access, mapped.transport)
     mapped = mapper.map(disk, options, user=user)
     try:
-        return _plan(mapped, TreeRequest(disk, options, "/", root_hint=root_hint, purpose=purpose))
+        volumes = look.volumes(mapped)
+        plan = look.plan_for(volumes, access, purpose, root_hint, disk.source)
     finally:
         mapper.unmap(mapped.id, user=user)
+    return plan if before is not None else _without_devices(plan)
+
+
+def _without_devices(plan: MountPlan) -> MountPlan:
+    """A plan whose devices are gone does not name them."""
+
+    def strip(mount: Mount) -> Mount:
+        partition = dataclasses.replace(mount.volume.partition, device="")
+        return dataclasses.replace(mount, volume=dataclasses.replace(mount.volume, partition=partition))
+
+    return dataclasses.replace(plan, mounts=tuple(strip(mount) for mount in plan.mounts))
 
 
 def unmount_tree(mapper: Mapper, directory: str, *, owner: str = "cli") -> None:

@@ -218,6 +218,18 @@ def test_a_second_tree_on_the_same_directory_and_things_that_are_not_ours(
         mount_tree(mapper, _request(bare, target / "missing"))
 
 
+def test_a_directory_with_mounts_below_it(mapper: Mapper, bare: Path, target: Path) -> None:
+    """They would be covered, and could not be told from the tree's own."""
+    (target / "below").mkdir()
+    disks.run("mount", "-t", "tmpfs", "none", f"{target}/below")
+    try:
+        with pytest.raises(UsageError, match="something else"):
+            mount_tree(mapper, _request(bare, target))
+    finally:
+        disks.run("umount", f"{target}/below")
+    assert mapper.journal.ids() == ()
+
+
 def test_a_tree_in_use_is_not_taken_away(mapper: Mapper, bare: Path, target: Path) -> None:
     mount_tree(mapper, _request(bare, target))
     user = subprocess.Popen(["sleep", "60"], cwd=target)
