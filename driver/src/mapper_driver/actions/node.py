@@ -43,8 +43,9 @@ class Node:
             placement.unplace(record, self.client.daemon_pid())
         with contextlib.suppress(InstanceNotFound):
             self.client.delete(container)
-        self.storage(container).release()
+        # before the trees: they are what reconcile finds when we are killed here, nobody looks for the record alone
         placement.forget(self.mapper.runtime, container)
+        self.storage(container).release()
 
     def undo(self, container: str) -> None:
         """Remove what a failed action has made, as far as possible; what is left is for ``mapper-cli reconcile``."""
