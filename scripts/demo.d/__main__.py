@@ -49,6 +49,8 @@ def main() -> int:
     signals = _Signals()
     try:
         lock_fd = place.lock()
+        if os.path.lexists(place.kept) and not arguments.down:
+            raise DemoError("an earlier demo was kept; end it first: scripts/demo --down")
         watchdog = Watchdog(place, lock_fd)
     except DemoError as error:
         return _failed(console, error)

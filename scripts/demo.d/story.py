@@ -47,8 +47,6 @@ class Story:
         :raises DemoError: a step failed.
         """
         self._console.headline("A partitioned disk image becomes a running LXD container, and leaves nothing behind.")
-        if os.path.lexists(self._place.kept):
-            raise DemoError("an earlier demo was kept; end it first: scripts/demo --down")
         if self._place.is_used():
             with self._console.step("clean up after an earlier demo that was killed"):
                 clean_up(self._place, self._commands)
