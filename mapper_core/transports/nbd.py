@@ -105,7 +105,9 @@ def _take_free_device(lock_directory: str, stack: contextlib.ExitStack) -> str:
             continue
         attempt = contextlib.ExitStack()
         try:
-            attempt.enter_context(locks.try_lock(f"{lock_directory}/nbd{number}"))
+            path = f"{lock_directory}/nbd{number}"
+            attempt.enter_context(locks.try_lock(path))
+            attempt.callback(locks.remove, path)
             if _connected(device):
                 raise Busy("taken meanwhile", subject=device)
             with block.exclusive(device):
