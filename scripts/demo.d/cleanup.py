@@ -11,7 +11,7 @@ import os
 import time
 
 from commands import Commands, end_orphans
-from place import CONTAINER, DemoError, Place, runtime_dir
+from place import DemoError, Place, runtime_dir
 
 _RELEASE_SECONDS = 60.0
 _PAUSE_SECONDS = 0.2  # the kernel tells nobody when the last user of a filesystem in some mount namespace is gone
@@ -40,6 +40,8 @@ def _end_orphans(place: Place, _commands: Commands) -> None:
 def _stop_lab(place: Place, commands: Commands) -> None:
     if os.path.lexists(place.lab):
         commands.lab("down")
+    if os.path.lexists(f"/sys/class/net/{place.nic}"):  # LXD was killed between making it and joining it to the bridge
+        commands.run("ip", "link", "del", place.nic)
 
 
 def _stop_looking(place: Place, commands: Commands) -> None:
@@ -82,5 +84,5 @@ def mapped(place: Place, commands: Commands) -> list[str]:
 
 
 def _is_ours(place: Place, subject: str) -> bool:
-    staging = f"{runtime_dir()}/mounts/{CONTAINER}."
+    staging = f"{runtime_dir()}/mounts/{place.container}."
     return subject.startswith((f"{place.dir}/", staging))

@@ -6,7 +6,7 @@ import os
 import string
 
 from commands import Commands, Done
-from place import BIN, CONTAINER, ROOT, VM_ID, Place
+from place import BIN, ROOT, Place
 
 SCRIPTS = f"{ROOT}/driver/remotes/vmm/lxd"
 ONE_VERSION = "6.10.5"
@@ -25,7 +25,7 @@ _NIC = """\
    <NETWORK_ID><![CDATA[0]]></NETWORK_ID>
    <NIC_ID><![CDATA[0]]></NIC_ID>
    <SECURITY_GROUPS><![CDATA[0]]></SECURITY_GROUPS>
-   <TARGET><![CDATA[one-$vm-0]]></TARGET>
+   <TARGET><![CDATA[$nic]]></TARGET>
    <VN_MAD><![CDATA[bridge]]></VN_MAD>
   </NIC>
 """
@@ -52,10 +52,10 @@ def describe(place: Place, bridge: str) -> None:
     """
     with open(f"{os.path.dirname(__file__)}/vm.xml", encoding="utf-8") as file:
         template = string.Template(file.read())
-    nic = string.Template(_NIC).substitute(bridge=bridge, vm=VM_ID) if bridge else ""
-    values = {"vm": VM_ID, "datastores": place.datastores, "nic": nic}
+    nic = string.Template(_NIC).substitute(bridge=bridge, nic=place.nic) if bridge else ""
+    values = {"vm": place.vm_id, "datastores": place.datastores, "nic": nic}
     action = string.Template(_ACTION).substitute(
-        host=HOST, deploy_id=CONTAINER, machine=template.substitute(values, deploy_id=CONTAINER)
+        host=HOST, deploy_id=place.container, machine=template.substitute(values, deploy_id=place.container)
     )
     _write(place.vm_xml, template.substitute(values, deploy_id=""))
     _write(place.action_xml, action)
@@ -65,13 +65,13 @@ def describe(place: Place, bridge: str) -> None:
 
 def deploy(place: Place, commands: Commands) -> Done:
     """Run OpenNebula's ``deploy``."""
-    deployment = f"{place.datastores}//0/{VM_ID}/deployment.0"
+    deployment = f"{place.datastores}//0/{place.vm_id}/deployment.0"
     return _action(place, commands, place.vm_xml, "deploy", deployment, HOST)
 
 
 def shutdown(place: Place, commands: Commands) -> Done:
     """Run OpenNebula's ``shutdown``."""
-    return _action(place, commands, place.action_xml, "shutdown", CONTAINER, HOST)
+    return _action(place, commands, place.action_xml, "shutdown", place.container, HOST)
 
 
 def _action(place: Place, commands: Commands, xml: str, name: str, *arguments: str) -> Done:
@@ -80,7 +80,7 @@ def _action(place: Place, commands: Commands, xml: str, name: str, *arguments: s
     return commands.run(
         f"{SCRIPTS}/{name}",
         *arguments,
-        str(VM_ID),
+        str(place.vm_id),
         HOST,
         text=text,
         timeout=180,

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import stat
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
@@ -15,8 +16,6 @@ from types import FrameType
 ROOT = os.path.realpath(f"{os.path.dirname(__file__)}/../..")
 BIN = f"{ROOT}/.venv/bin"
 DEFAULT_DIR = "/var/lib/mapper-demo"  # not /run: an image on a tmpfs is no fair example, and needs memory
-VM_ID = 999_999  # far from the numbers of real machines on this node; of six digits because of the name of the NIC
-CONTAINER = f"one-{VM_ID}"
 LOCK_SECONDS = 120
 
 
@@ -34,6 +33,24 @@ class Place:
     dir: str
 
     @property
+    def vm_id(self) -> int:
+        """Number of the machine: far from those of real machines on this node, and another one in another directory.
+
+        It has six digits, and no more, for the name of the NIC (IFNAMSIZ).
+        """
+        return 900_000 + zlib.crc32(self.dir.encode()) % 100_000
+
+    @property
+    def container(self) -> str:
+        """Name of the container."""
+        return f"one-{self.vm_id}"
+
+    @property
+    def nic(self) -> str:
+        """The host's end of the container's network."""
+        return f"{self.container}-0"
+
+    @property
     def lab(self) -> str:
         """Directory of the private LXD daemon, for ``labs/lxd``."""
         return f"{self.dir}/lxd"
@@ -46,7 +63,7 @@ class Place:
     @property
     def vm_dir(self) -> str:
         """The machine's directory in the system datastore."""
-        return f"{self.datastores}/0/{VM_ID}"
+        return f"{self.datastores}/0/{self.vm_id}"
 
     def disk(self, number: int) -> str:
         """A disk of the machine."""
@@ -85,7 +102,7 @@ class Place:
     @property
     def staged_root(self) -> str:
         """Where the driver mounts the root disk's tree on the host."""
-        return f"{runtime_dir()}/mounts/{CONTAINER}.0"
+        return f"{runtime_dir()}/mounts/{self.container}.0"
 
     def lock(self) -> int:
         """Make the directory and lock it; return the descriptor that holds the lock.

@@ -12,7 +12,7 @@ import machine
 from cleanup import clean_up
 from commands import Commands
 from console import Console
-from place import BIN, CONTAINER, DEFAULT_DIR, ROOT, DemoError, Place, runtime_dir
+from place import BIN, DEFAULT_DIR, ROOT, DemoError, Place, runtime_dir
 
 #: What is written inside, by whom, and in which disk it has to be afterwards: below which directory of its tree.
 _WRITTEN = (
@@ -65,7 +65,7 @@ class Story:
 The container keeps running. To look at it:
   eval "$({shlex.join((lab, "env", self._place.lab))})"
   lxc list
-  lxc exec {CONTAINER} -- sh
+  lxc exec {self._place.container} -- sh
   {BIN}/mapper-cli ls
   findmnt -R {runtime_dir()}/mounts
 To end it: scripts/demo --down{self._dir_option()}""")
@@ -144,7 +144,7 @@ To end it: scripts/demo --down{self._dir_option()}""")
     def _deploy(self) -> None:
         with self._console.step("run OpenNebula's script deploy"):
             done = machine.deploy(self._place, self._commands)
-            if done.stdout != f"{CONTAINER}\n":
+            if done.stdout != f"{self._place.container}\n":
                 raise DemoError(f"deploy printed {done.stdout!r} instead of the name of the container")
             self._say_times("deploy", done.stderr)
             for line in self._commands.mapper("ls").stdout.splitlines():
@@ -222,7 +222,9 @@ To end it: scripts/demo --down{self._dir_option()}""")
         for path, user, _, _ in _WRITTEN:
             text = f"user {user} wrote this into {os.path.dirname(path)}"
             script = f"echo {shlex.quote(text)} >{path}"
-            self._lxc("exec", CONTAINER, "--user", str(user), "--group", str(user), "--", "sh", "-c", script)
+            self._lxc(
+                "exec", self._place.container, "--user", str(user), "--group", str(user), "--", "sh", "-c", script
+            )
             self._console.say(f"wrote {path} as user {user}")
 
     def _show_written(self, path: str, user: int, where: str) -> None:
@@ -240,7 +242,7 @@ To end it: scripts/demo --down{self._dir_option()}""")
     # --- helpers --------------------------------------------------------------------------------------
 
     def _inside(self, *argv: str) -> str:
-        return self._lxc("exec", CONTAINER, "--", *argv)
+        return self._lxc("exec", self._place.container, "--", *argv)
 
     def _lxc(self, *arguments: str) -> str:
         lab = self._place.lab
