@@ -94,7 +94,11 @@ class Console:
         return f"\033[{code}m{text}\033[0m" if self._color else text
 
     def _write(self, text: str) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            encoding = self._stream.encoding or "utf-8"
+        encoding = self._stream.encoding or "utf-8"
+        try:
             self._stream.write(text.encode(encoding, "replace").decode(encoding))
             self._stream.flush()
+        except OSError:  # nobody reads any more: what is buffered would fail again at the end
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, self._stream.fileno())
+            os.close(nothing)
