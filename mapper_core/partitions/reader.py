@@ -8,8 +8,10 @@ from collections.abc import Callable
 #: ``read(offset, length)``, both in bytes, returns exactly those bytes, fewer only at the end of the device.
 ReadAt = Callable[[int, int], bytes]
 
-#: Superblocks lie in the first 68 KiB (btrfs), those of RAID in the last 128 KiB.
-_END = 128 << 10
+#: Bytes at the start with the superblocks of most, and of all (btrfs) filesystems; at the end with those of RAID.
+_FIRST = 8 << 10
+_HEAD = 72 << 10
+_TAIL = 72 << 10
 
 
 def file_reader(fd: int) -> ReadAt:
@@ -40,19 +42,24 @@ def window(read: ReadAt, start: int, size: int) -> ReadAt:
 
 
 def with_ends_in_memory(read: ReadAt, size: int) -> ReadAt:
-    """Return a reader that has read the first and the last bytes once: that is where everything is probed for.
+    """Return a reader that reads the first and the last bytes at most once: that is where everything is probed for.
 
     :param size: of what is read, bytes.
     """
-    head = read(0, min(_END, size))
-    start = max(0, size - _END)
-    tail = head if start == 0 else read(start, size - start)
+    start = max(0, size - _TAIL)
+    kept: dict[int, bytes] = {}
+
+    def piece(offset: int, length: int) -> bytes:
+        if offset not in kept or len(kept[offset]) < length:
+            kept[offset] = read(offset, length)
+        return kept[offset]
 
     def read_ends(offset: int, length: int) -> bytes:
-        if offset >= 0 and offset + length <= len(head):
-            return head[offset : offset + length]
-        if offset >= start and len(tail) == size - start:
-            return tail[offset - start : offset - start + length]
+        end = offset + length
+        if offset >= 0 and end <= min(_HEAD, size):
+            return piece(0, min(_FIRST if end <= _FIRST else _HEAD, size))[offset:end]
+        if offset >= start:
+            return piece(start, size - start)[offset - start : end - start]
         return read(offset, length)
 
     return read_ends
