@@ -20,6 +20,7 @@ from typing import Any
 from mapper_core.errors import Busy, MapperError
 from mapper_core.frozen import dataclass
 from mapper_core.journal import Record, State
+from mapper_core.linux import process_info
 from mapper_core.mapping import Mapper
 from mapper_core.registry import installed
 from mapper_core.tree import mounted
@@ -184,7 +185,7 @@ class _Owners:
     def _ask(self, user: str) -> bool:
         kind, separator, name = user.partition(":")
         if kind == "pid" and separator:
-            return name.isdigit() and os.path.exists(f"/proc/{name}")
+            return name.isdigit() and _is_running(int(name))
         module = self._module(user)
         return module is None or bool(module.is_alive(user))
 
@@ -196,10 +197,16 @@ class _Owners:
         return None
 
 
+def _is_running(pid: int) -> bool:
+    """Whether there is such a process, and not only its exit status, which nobody may ever ask for."""
+    found = process_info.info(pid)
+    return found is not None and not found.gone
+
+
 def _remove_temporary_files(mapper: Mapper) -> None:
     """Remove half-written journal files of processes that are gone."""
     for directory in (mapper.runtime.disks, mapper.runtime.trees):
         for name in os.listdir(directory):
             match = re.fullmatch(r"\..*\.json\.([0-9]+)", name)
-            if match and not os.path.exists(f"/proc/{match.group(1)}"):
+            if match and not _is_running(int(match.group(1))):
                 os.unlink(f"{directory}/{name}")

@@ -99,7 +99,7 @@ def test_configuration(client: LxdClient, empty: str) -> None:
 def test_a_change_that_was_overtaken(client: LxdClient, lab: Lab, empty: str) -> None:
     """L-12: somebody changes the container between our read and our write. Neither change is lost."""
     connection = Connection(lab.socket)
-    overtaken = []
+    overtaken: list[int] = []
 
     def edit(body: dict[str, Any]) -> None:
         if not overtaken:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from mapper_driver.lxd.client import LxdClient
@@ -17,11 +18,13 @@ from mapper_driver.lxd.model import InstanceSpec, Status
 
 from mapper_core.linux import mountinfo
 from mapper_core.mapping import Mapper
+from mapper_core.model import Disk
 from mapper_core.reconcile import reconcile
 from mapper_core.testing import disks
 from mapper_core.testing.disks import Part
 from mapper_core.tree import mounted
 
+from .conftest import Lab
 from .one import One, disk_xml
 
 pytestmark = [pytest.mark.lxd, pytest.mark.timeout(240)]
@@ -35,12 +38,12 @@ class World:
 
     one: One
     client: LxdClient
-    images: object
+    images: ModuleType
 
     def machine(self, vm: int, *, kind: str = "qcow2", extra: str = "", template: str = "", user: str = "") -> str:
         """Put a system disk in place; return the XML."""
         path = self.one.vm_dir(vm) / "disk.0"
-        self.images.build_system(str(path), format_=kind, seed=f"vm{vm}")  # type: ignore[attr-defined]
+        self.images.build_system(str(path), format_=kind, seed=f"vm{vm}")
         return self.one.vm_xml(vm, disk_xml(0, kind=kind) + extra, template=template, user=user)
 
     def seen(self, vm: int) -> dict[str, mountinfo.MountEntry]:
@@ -68,7 +71,7 @@ class World:
 
 
 @pytest.fixture
-def world(lab, client, images, tmp_path: Path) -> Iterator[World]:
+def world(lab: Lab, client: LxdClient, images: ModuleType, tmp_path: Path) -> Iterator[World]:
     yield World(One(tmp_path, lab.socket), client, images)
     for instance in client.instances():
         client.stop(instance.name)
@@ -100,7 +103,7 @@ def test_the_main_job(world: World) -> None:
         file.truncate(32 << 20)
     piece = disks.make_filesystem(directory / "piece", Part("ext4", 16, (), (("/vmdk", "yes"),)))
     disks.convert(piece, "vmdk", directory / "disk.4")
-    world.images.build_context(str(directory / "disk.9"), {"NAME": "value"})  # type: ignore[attr-defined]
+    world.images.build_context(str(directory / "disk.9"), {"NAME": "value"})
 
     done = _ok(world.one.deploy(1, xml))
     assert done.stdout == "one-1\n"
@@ -136,7 +139,7 @@ def test_the_main_job(world: World) -> None:
     world.nothing_left()
     # nothing was shifted on the disk: root's files are root's
     mapper = Mapper.open()
-    plan = mounted.plan_tree(mapper, mounted.Disk(str(directory / "disk.0"), "qcow2"))
+    plan = mounted.plan_tree(mapper, Disk(str(directory / "disk.0"), "qcow2"))
     assert plan.mounts[0].target == "/"
 
 
@@ -150,7 +153,7 @@ def test_other_formats_as_root(world: World, kind: str) -> None:
 
 
 def test_a_bare_filesystem_as_root(world: World) -> None:
-    world.images.build_bare(str(world.one.vm_dir(3) / "disk.0"))  # type: ignore[attr-defined]
+    world.images.build_bare(str(world.one.vm_dir(3) / "disk.0"))
     xml = world.one.vm_xml(3, disk_xml(0))
     _ok(world.one.deploy(3, xml))
     assert world.inside(3, "stat", "-c", "%u", "/sbin/init").strip() == "0"
@@ -158,12 +161,12 @@ def test_a_bare_filesystem_as_root(world: World) -> None:
     world.nothing_left()
 
 
-def test_ten_restarts_of_three_kinds_come_back_with_every_disk(world: World, lab) -> None:
+def test_ten_restarts_of_three_kinds_come_back_with_every_disk(world: World, lab: Lab) -> None:
     """L-01: stop and start, lxc restart, and reboot inside of the guest."""
     xml = world.machine(4, extra=disk_xml(1, TARGET="/data"), template=CONTEXT)
     directory = world.one.vm_dir(4)
     disks.make_filesystem(directory / "disk.1", Part("ext4", 16))
-    world.images.build_context(str(directory / "disk.9"))  # type: ignore[attr-defined]
+    world.images.build_context(str(directory / "disk.9"))
     _ok(world.one.deploy(4, xml))
     wanted = {path: world.seen(4)[path].device for path in ("/", "/boot", "/home", "/data", "/context")}
 
@@ -193,7 +196,7 @@ def test_ten_restarts_of_three_kinds_come_back_with_every_disk(world: World, lab
 
 def test_boot_order_chooses_the_root(world: World) -> None:
     """disk1 and not the last character of anything."""
-    world.images.build_bare(str(world.one.vm_dir(5) / "disk.1"))  # type: ignore[attr-defined]
+    world.images.build_bare(str(world.one.vm_dir(5) / "disk.1"))
     disks.make_filesystem(world.one.vm_dir(5) / "disk.0", Part("ext4", 16))
     xml = world.one.vm_xml(5, disk_xml(0) + disk_xml(1), template="<OS><BOOT>disk1</BOOT></OS>")
     _ok(world.one.deploy(5, xml))
@@ -202,7 +205,7 @@ def test_boot_order_chooses_the_root(world: World) -> None:
     world.nothing_left()
 
 
-def test_privileged_nested_profile_raw_and_nic(world: World, lab) -> None:
+def test_privileged_nested_profile_raw_and_nic(world: World, lab: Lab) -> None:
     bridge = next(
         line.split("=", 1)[1].strip("'\" ")
         for line in subprocess.run(
@@ -253,10 +256,6 @@ def test_the_same_call_twice(world: World) -> None:
     for _ in range(3):
         _ok(world.one.end(7, xml))
     world.nothing_left()
-
-
-def _break_nothing(world: World, vm: int) -> str:
-    return world.machine(vm)
 
 
 def _broken(world: World, vm: int, case: str) -> str:

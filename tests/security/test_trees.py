@@ -56,7 +56,7 @@ def target(tmp_path: Path) -> Path:
     return path
 
 
-def _image(mapper: Mapper, tmp_path: Path, spoil: Callable[[Path], None], fstab: str = "") -> Path:
+def _image(mapper: Mapper, tmp_path: Path, spoil: Callable[[Path], object], fstab: str = "") -> Path:
     """A system disk with a root and a /home partition, its root changed by ``spoil`` as its guest could do it."""
     files = (("/sbin/init", ""), ("/etc/fstab", fstab or "LABEL=home /home ext4 defaults 0 0\n"), ("/home/.keep", ""))
     root, home = Part("ext4", 16, (), files), Part("ext4", 8, ("-L", "home"))
@@ -80,7 +80,7 @@ def _replace(path: Path) -> Path:
     return path
 
 
-FSTABS: dict[str, Callable[[Path, Path], None]] = {
+FSTABS: dict[str, Callable[[Path, Path], object]] = {
     "absolute link to the host": lambda tree, canary: _replace(tree / "etc/fstab").symlink_to(canary / "fstab"),
     "relative link to the host": lambda tree, canary: _replace(tree / "etc/fstab").symlink_to(
         "../" * 30 + str(canary / "fstab").lstrip("/")
@@ -91,7 +91,7 @@ FSTABS: dict[str, Callable[[Path, Path], None]] = {
     "device": lambda tree, canary: os.mknod(_replace(tree / "etc/fstab"), 0o20600, os.makedev(1, 5)),
     "directory": lambda tree, canary: _replace(tree / "etc/fstab").mkdir(),
     "a gigabyte": lambda tree, canary: os.truncate(tree / "etc/fstab", 1 << 30),
-    "binary": lambda tree, canary: (tree / "etc/fstab").write_bytes(bytes(range(256)) * 10) and None,
+    "binary": lambda tree, canary: (tree / "etc/fstab").write_bytes(bytes(range(256)) * 10),
 }
 
 

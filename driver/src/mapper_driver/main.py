@@ -135,7 +135,9 @@ def _node(config: Config, log: Log, container: str) -> Iterator[Node]:
 
     mapper = Mapper.open()
     with lock(mapper, container):
-        yield Node(mapper, LxdClient.connect((config.socket,) if config.socket else None), config, log)
+        client = LxdClient.connect((config.socket,) if config.socket else None)
+        client.settle(container)
+        yield Node(mapper, client, config, log)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,9 @@ def let_go(user: str) -> None:
 
 def _is_known(container: str) -> bool:
     try:
-        found = LxdClient.connect().instance(container)
+        client = LxdClient.connect()
+        client.settle(container)
+        found = client.instance(container)
     except (LxdUnavailable, InstanceNotFound):
         return False
     return found.status is not Status.STOPPED or STATUS_KEY not in found.config

@@ -5,24 +5,26 @@ from pathlib import Path
 import mapper_raw
 import pytest
 
+from mapper_core import BlockNode, Transports
 from mapper_core.errors import TruncatedImage
 from mapper_core.model import Access, Attachment, Disk, MapOptions
 
 pytestmark = pytest.mark.unit
 
 
-class _Transports:
+class _Transports(Transports):
     """Stands where the core puts its transports; says what it was asked for."""
 
     def __init__(self) -> None:
-        self.calls: list[object] = []
+        self.asked: list[tuple[BlockNode, MapOptions]] = []
+        self.releases = 0
 
-    def attach(self, node: object, options: object) -> Attachment:
-        self.calls.append((node, options))
+    def attach(self, node: BlockNode, options: MapOptions) -> Attachment:
+        self.asked.append((node, options))
         return Attachment("/dev/loop0", "loop")
 
     def release(self) -> None:
-        self.calls.append("release")
+        self.releases += 1
 
 
 def test_its_size_is_all_there_is_to_know(tmp_path: Path) -> None:
@@ -60,8 +62,8 @@ def test_it_asks_the_transports_for_exactly_these_bytes() -> None:
     options = MapOptions(Access.READ_ONLY)
     attachment = mapper_raw.map(Disk("/srv/disk", "raw"), options, transports)
     assert attachment.device == "/dev/loop0"
-    ((node, given),) = transports.calls
+    [(node, given)] = transports.asked
     assert (node.driver, node.filename, node.backing, node.data_file) == ("raw", "/srv/disk", None, None)
     assert given is options
     mapper_raw.unmap(transports)
-    assert transports.calls[-1] == "release"
+    assert transports.releases == 1

@@ -316,7 +316,7 @@ def test_two_processes_at_once_one_works_and_the_other_is_told_busy(mapper: Mapp
     assert mapper.mapped() == ()
 
 
-def _race(path: str, number: int, answers) -> None:
+def _race(path: str, number: int, answers: "multiprocessing.Queue[tuple[int, str]]") -> None:
     try:
         answers.put((number, Mapper.open().map(Disk(path, "raw"), RW, user="t").device))
     except MapperError as error:

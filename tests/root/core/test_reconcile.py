@@ -5,6 +5,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from mapper_core.tree.mounted import TreeRequest, mount_tree, unmount_tree
 pytestmark = pytest.mark.root
 
 
-def _kill_during(work, seconds: float) -> None:
+def _kill_during(work: Callable[[], None], seconds: float) -> None:
     """Run ``work`` in a process and kill it with -9 after a while."""
     pid = os.fork()
     if pid == 0:
@@ -84,6 +85,24 @@ def test_users_that_are_gone(mapper: Mapper, bare: Path) -> None:
     assert len(mapper.mapped()) == 1
     assert len(reconcile(mapper).actions) == 2
     assert mapper.mapped() == ()
+
+
+def test_a_zombie_is_gone(mapper: Mapper, bare: Path) -> None:
+    """A killed process whose parent never asks for its exit status keeps nothing: neither a disk nor a half-written record."""
+    zombie = os.fork()
+    if zombie == 0:
+        os._exit(0)
+    os.waitid(os.P_PID, zombie, os.WEXITED | os.WNOWAIT)
+    mapper.map(Disk(str(bare), "raw"), MapOptions(), user=f"pid:{zombie}")
+    half = [Path(directory) / f".x.json.{zombie}" for directory in (mapper.runtime.disks, mapper.runtime.trees)]
+    others = Path(mapper.runtime.trees) / f".y.json.{os.getpid()}"
+    for path in (*half, others):
+        path.touch()
+    assert len(reconcile(mapper).actions) == 1
+    os.waitpid(zombie, 0)
+    assert mapper.mapped() == ()
+    assert not any(path.exists() for path in half)
+    others.unlink()  # its writer lives
 
 
 def test_records_of_an_earlier_boot(mapper: Mapper, bare: Path) -> None:

@@ -1,6 +1,7 @@
 """The registry: one format, one plugin; a bad plugin is a named warning and stops nobody else."""
 
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from mapper_core.model import Access, Disk, MapOptions
 from mapper_core.registry import EntryPoint, Registry, installed
 
 pytestmark = pytest.mark.unit
+
+Install = Callable[..., None]
 
 GOOD = """
 from mapper_core import Attachment, hookimpl
@@ -22,7 +25,7 @@ def unmap(): pass
 
 
 @pytest.fixture
-def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
     """A function that installs plugins as real distributions: a module and a dist-info with an entry point each."""
     monkeypatch.syspath_prepend(str(tmp_path))
     made: list[str] = []
@@ -50,7 +53,7 @@ def _map(registry: Registry, name: str) -> str:
     return registry.map(Disk("/x", name), None, MapOptions(Access.READ_ONLY), None).device  # type: ignore[arg-type]
 
 
-def test_each_format_is_answered_by_its_own_plugin(plugins) -> None:
+def test_each_format_is_answered_by_its_own_plugin(plugins: Install) -> None:
     plugins("aa", GOOD)
     plugins("bb", GOOD)
     registry = _load()
@@ -73,7 +76,7 @@ def test_each_format_is_answered_by_its_own_plugin(plugins) -> None:
         (GOOD.replace("def map(disk)", "def map(disc)"), "cannot be registered"),
     ],
 )
-def test_a_bad_plugin_is_named_and_stops_nobody(plugins, source: str, problem: str) -> None:
+def test_a_bad_plugin_is_named_and_stops_nobody(plugins: Install, source: str, problem: str) -> None:
     plugins("bad", source)
     plugins("good", GOOD)
     registry = _load()
@@ -83,7 +86,7 @@ def test_a_bad_plugin_is_named_and_stops_nobody(plugins, source: str, problem: s
         registry.require("bad")
 
 
-def test_two_distributions_with_one_name_are_both_named_and_neither_is_used(plugins) -> None:
+def test_two_distributions_with_one_name_are_both_named_and_neither_is_used(plugins: Install) -> None:
     plugins("dup", GOOD, "first")
     plugins("dup", GOOD, "second")
     registry = _load()
@@ -92,14 +95,14 @@ def test_two_distributions_with_one_name_are_both_named_and_neither_is_used(plug
         registry.require("dup")
 
 
-def test_a_plugin_can_be_blocked(plugins, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plugin_can_be_blocked(plugins: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     plugins("aa", GOOD)
     monkeypatch.setenv("MAPPER_BLOCK_PLUGINS", "zz, aa")
     with pytest.raises(PluginMissing, match="blocked"):
         _load().require("aa")
 
 
-def test_a_missing_plugin_says_what_is_installed(plugins) -> None:
+def test_a_missing_plugin_says_what_is_installed(plugins: Install) -> None:
     plugins("aa", GOOD)
     with pytest.raises(PluginMissing) as caught:
         _load().require("vhdx")
@@ -108,14 +111,14 @@ def test_a_missing_plugin_says_what_is_installed(plugins) -> None:
 
 
 @pytest.mark.parametrize("result", ["None", "'/dev/loop0'", "5", "Attachment(None, 'x')"])
-def test_a_plugin_that_returns_nonsense_is_at_fault(plugins, result: str) -> None:
+def test_a_plugin_that_returns_nonsense_is_at_fault(plugins: Install, result: str) -> None:
     """S-13."""
     plugins("aa", GOOD.replace('Attachment("/dev/" + disk.format, "own")', result))
     with pytest.raises(PluginFault, match="aa"):
         _map(_load(), "aa")
 
 
-def test_an_unexpected_exception_is_the_plugins_fault_and_ours_pass(plugins) -> None:
+def test_an_unexpected_exception_is_the_plugins_fault_and_ours_pass(plugins: Install) -> None:
     plugins("aa", GOOD.replace("return Attachment", "raise KeyError('boo') or Attachment"))
     plugins("bb", GOOD.replace("return Attachment", "raise NotSupported('no') or Attachment") + "\n")
     sys.modules.pop("plugin_mapper_bb_bb", None)
@@ -125,14 +128,14 @@ def test_an_unexpected_exception_is_the_plugins_fault_and_ours_pass(plugins) -> 
         _map(_load(), "bb")
 
 
-def test_a_missing_capability_is_not_supported(plugins) -> None:
+def test_a_missing_capability_is_not_supported(plugins: Install) -> None:
     plugins("aa", GOOD)
     assert _load().inspect(Disk("/x", "aa")) is None
     with pytest.raises(NotSupported, match="cannot inspect"):
         _load()._ask("aa", "inspect", disk=Disk("/x", "aa"))
 
 
-def test_recognition_is_advice_and_must_be_unique(plugins) -> None:
+def test_recognition_is_advice_and_must_be_unique(plugins: Install) -> None:
     extra = "\n@hookimpl\ndef recognize(header): return header.startswith(b'AA')\n"
     plugins("aa", GOOD + extra)
     assert _load().recognize(b"AA..", "/x") == "aa"
@@ -141,7 +144,7 @@ def test_recognition_is_advice_and_must_be_unique(plugins) -> None:
         _load().recognize(b"AA..", "/x")
 
 
-def test_a_known_format_without_a_plugin_is_never_taken_for_raw(plugins) -> None:
+def test_a_known_format_without_a_plugin_is_never_taken_for_raw(plugins: Install) -> None:
     plugins("raw", GOOD)
     assert _load().recognize(b"\0" * 4096, "/x") == "raw"
     with pytest.raises(PluginMissing, match="vhdx"):

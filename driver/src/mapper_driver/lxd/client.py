@@ -185,6 +185,20 @@ class LxdClient:
             )
         return found.pid
 
+    def settle(self, name: str, *, deadline_seconds: float = 20) -> None:
+        """Wait until the daemon works on an instance no more: what was asked for by an action that was killed goes on.
+
+        When the time is over it returns too; the next request says what is wrong.
+        """
+        api = self._connection.api
+        answer = self._connection.get(api.operations, "list the operations", name, params={"recursion": "1"})
+        for operation in (answer.json()["metadata"] or {}).get("running", ()):
+            names = (operation.get("resources") or {}).get("instances", ())
+            if any(str(item).rsplit("/", 1)[-1].split("?")[0] == name for item in names):
+                seconds = {"timeout": str(round(deadline_seconds))}
+                with contextlib.suppress(LxdFailed, InstanceNotFound):
+                    self._connection.get(api.operations[operation["id"]].wait, "wait", name, params=seconds)
+
     # --- changing -------------------------------------------------------------------------------------
 
     def create(self, spec: InstanceSpec, *, deadline_seconds: float = OPERATION_SECONDS) -> Instance:
