@@ -8,6 +8,7 @@ released; what is in use is left and reported. Owners speak for themselves: an e
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import importlib
 import os
@@ -20,7 +21,7 @@ from typing import Any
 from mapper_core.errors import Busy, MapperError
 from mapper_core.frozen import dataclass
 from mapper_core.journal import Record, State
-from mapper_core.linux import process_info
+from mapper_core.linux import locks, process_info
 from mapper_core.mapping import Mapper
 from mapper_core.registry import installed
 from mapper_core.tree import mounted
@@ -204,9 +205,13 @@ def _is_running(pid: int) -> bool:
 
 
 def _remove_temporary_files(mapper: Mapper) -> None:
-    """Remove half-written journal files of processes that are gone."""
+    """Remove half-written journal files and the locks of processes that are gone."""
     for directory in (mapper.runtime.disks, mapper.runtime.trees):
         for name in os.listdir(directory):
             match = re.fullmatch(r"\..*\.json\.([0-9]+)", name)
             if match and not _is_running(int(match.group(1))):
                 os.unlink(f"{directory}/{name}")
+    for name in os.listdir(mapper.runtime.locks):
+        path = f"{mapper.runtime.locks}/{name}"
+        with contextlib.suppress(Busy), locks.try_lock(path):
+            locks.remove(path)  # whoever wants it makes a new one
