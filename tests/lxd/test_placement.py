@@ -287,6 +287,10 @@ def test_record_survives_a_round_trip(runtime_dir: Path) -> None:
     path = placement.record_path(runtime, "c1")
     assert placement.read(path) == wanted
     assert os.stat(path).st_mode & 0o777 == 0o600
+    for name in (".c1.json.4000", ".c12.json.4000"):  # writers that were killed; the second is of another container
+        Path(path).with_name(name).touch()
     placement.forget(runtime, "c1")
     placement.forget(runtime, "c1")
+    assert os.listdir(os.path.dirname(path)) == [".c12.json.4000"]
+    placement.forget(runtime, "c12")
     assert placement.read(path) is None

@@ -111,8 +111,16 @@ def read(path: str) -> Placement | None:
 
 
 def forget(runtime: Runtime, container: str) -> None:
-    """Remove the record, and the hook's last word; what is not there is removed already."""
+    """Remove the record, what is left of writing it, and the hook's last word; what is not there is removed already.
+
+    For those who have the lock of the container, or know that it is gone: nobody else writes the record.
+    """
     path = record_path(runtime, container)
+    directory, name = os.path.split(path)
+    with contextlib.suppress(FileNotFoundError):
+        for found in os.listdir(directory):
+            if found.startswith(f".{name}."):  # see write_json(): its writer was killed
+                remove_json(f"{directory}/{found}")
     remove_json(failure_path(path))
     remove_json(path)
 
