@@ -372,6 +372,24 @@ def test_the_daemon_is_down(world: World) -> None:
     world.nothing_left()
 
 
+def test_reconcile_leaves_a_stopped_container_whose_daemon_is_away(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon that is being upgraded comes back, and its container is started again."""
+    xml = world.machine(15)
+    _ok(world.one.deploy(15, xml))
+    world.client.stop("one-15")
+    for socket in ("/nonexistent/unix.socket", world.one.socket):
+        monkeypatch.setenv("LXD_SOCKET", socket)
+        report = reconcile(Mapper.open())
+        assert (report.actions, report.problems) == ((), ())
+    world.client.start("one-15")
+    assert "/home" in world.seen(15)
+    _ok(world.one.end(15, xml))
+    assert reconcile(Mapper.open()).actions == ()
+    world.nothing_left()
+
+
 def test_a_stranger_of_that_name_that_runs_is_not_touched(world: World) -> None:
     world.client.create(InstanceSpec("one-12"))
     xml = world.machine(12)

@@ -46,7 +46,7 @@ def is_alive(user: str) -> bool:
     mapper, container = Mapper.open(), container_of(user)
     try:
         with lock(mapper, container):
-            return _is_used(mapper, user) or _is_known(container)
+            return _is_used(mapper, user) or _is_known(mapper, container)
     except Busy:
         return True
 
@@ -69,12 +69,16 @@ def let_go(user: str) -> None:
     placement.forget(mapper.runtime, container)
 
 
-def _is_known(container: str) -> bool:
+def _is_known(mapper: Mapper, container: str) -> bool:
     try:
         client = LxdClient.connect()
         client.settle(container)
         found = client.instance(container)
-    except (LxdUnavailable, InstanceNotFound):
+    except LxdUnavailable:
+        # it may come back and start the container again, as long as that has a directory
+        record = placement.read(placement.record_path(mapper.runtime, container))
+        return record is not None and os.path.isdir(os.path.dirname(record.rootfs))
+    except InstanceNotFound:
         return False
     return found.status is not Status.STOPPED or STATUS_KEY not in found.config
 
