@@ -32,8 +32,6 @@ from mapper_core.transports import Transports
 from mapper_core.transports.base import Scope
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from mapper_core.resources import Resource
 
 #: The user in whose name ``mapper-cli map`` maps.
@@ -249,19 +247,12 @@ class Mapper:
 
     # --- helpers ---
 
-    @contextlib.contextmanager
-    def lock(self, record_id: str) -> Iterator[None]:
+    def lock(self, record_id: str) -> contextlib.AbstractContextManager[None]:
         """Lock one disk against other processes. The lock file goes with the record.
 
         :raises Busy: another process has the lock.
         """
-        path = f"{self.runtime.locks}/{record_id}"
-        with locks.try_lock(path):
-            try:
-                yield
-            finally:
-                if record_id not in self.journal:
-                    locks.remove(path)
+        return locks.try_lock_of(f"{self.runtime.locks}/{record_id}", lambda: record_id in self.journal)
 
     def _transports(self, ledger: _JournalLedger) -> Transports:
         return Transports(Scope(ledger, f"{self.runtime.exports}/{ledger.id}", self.runtime.locks))

@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from mapper_core.errors import Busy, Refused
 from mapper_core.linux.syscalls import kernel_error
@@ -30,6 +30,20 @@ def try_lock(path: str) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+@contextlib.contextmanager
+def try_lock_of(path: str, is_there: Callable[[], bool]) -> Iterator[None]:
+    """As :func:`try_lock`, for something that comes and goes: the file goes too when it is not there at the end.
+
+    :param is_there: whether what the lock guards exists.
+    """
+    with try_lock(path):
+        try:
+            yield
+        finally:
+            if not is_there():
+                remove(path)
 
 
 def remove(path: str) -> None:

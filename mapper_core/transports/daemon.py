@@ -13,7 +13,7 @@ import os
 import signal
 import time
 
-from mapper_core.errors import DeadlineExceeded
+from mapper_core.errors import CommandFailed, DeadlineExceeded, ImageInUse
 from mapper_core.linux import process_info
 from mapper_core.process import run
 
@@ -34,6 +34,7 @@ def start(argv: tuple[str, ...], directory: str, *, seconds: float, subject: str
 
     :param directory: of the mapping; made when it is missing.
     :param seconds: within which it must be ready.
+    :raises ImageInUse: qemu's own image lock is held by another program.
     :raises CommandFailed: it could not start.
     """
     with contextlib.suppress(FileExistsError):
@@ -43,6 +44,14 @@ def start(argv: tuple[str, ...], directory: str, *, seconds: float, subject: str
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.set_inheritable(lock, True)
         run(argv, timeout=seconds, subject=subject, inherit=(lock,))
+    except CommandFailed as error:
+        if '" lock' in error.stderr or "lock on" in error.stderr:
+            raise ImageInUse(
+                "the image is locked by another program",
+                subject=subject,
+                hint="a virtual machine or a qemu tool uses it (or an image on top of it); stop that first",
+            ) from error
+        raise
     finally:
         os.close(lock)
 

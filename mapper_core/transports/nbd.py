@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 
-from mapper_core.errors import Busy, CommandFailed, DeadlineExceeded, DeviceBusy, ImageInUse, NoFreeDevice, NotFound
+from mapper_core.errors import Busy, DeadlineExceeded, DeviceBusy, NoFreeDevice, NotFound
 from mapper_core.linux import block, locks, process_info, uevents
 from mapper_core.model import Access, Attachment
 from mapper_core.process import find_program, run
@@ -49,27 +49,22 @@ class NbdTransport:
             resource = NbdResource(device, scope.directory)
             scope.ledger.record(resource)
             read_only = ("--read-only",) if access is Access.READ_ONLY else ()
-            try:
-                daemon.start(
-                    (
-                        PROGRAM,
-                        f"--connect={device}",
-                        "--fork",
-                        f"--pid-file={daemon.pid_file(scope.directory)}",
-                        f"--socket={scope.directory}/nbd.sock",
-                        "--cache=none",
-                        "--discard=unmap",
-                        *read_only,
-                        to_file_name(node, access),
-                    ),
-                    scope.directory,
-                    seconds=START_SECONDS,
-                    subject=node.filename,
-                )  # fmt: skip
-            except CommandFailed as error:
-                if '" lock' in error.stderr:
-                    raise ImageInUse("the image is locked by another program", subject=node.filename) from error
-                raise
+            daemon.start(
+                (
+                    PROGRAM,
+                    f"--connect={device}",
+                    "--fork",
+                    f"--pid-file={daemon.pid_file(scope.directory)}",
+                    f"--socket={scope.directory}/nbd.sock",
+                    "--cache=none",
+                    "--discard=unmap",
+                    *read_only,
+                    to_file_name(node, access),
+                ),
+                scope.directory,
+                seconds=START_SECONDS,
+                subject=node.filename,
+            )  # fmt: skip
             # --fork returns when the server runs; the kernel is connected by another thread of it
             with uevents.listen() as events:
                 if not events.wait_until(lambda: _connected(device), START_SECONDS):

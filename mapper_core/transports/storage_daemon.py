@@ -15,7 +15,6 @@ import contextlib
 import json
 import os
 
-from mapper_core.errors import CommandFailed, ImageInUse
 from mapper_core.linux import fuse, mountinfo, mounts
 from mapper_core.model import Access, Attachment
 from mapper_core.process import find_program
@@ -59,22 +58,19 @@ class StorageDaemonTransport:
         scope.ledger.record(resource)
         export = _make_directory(scope.directory)
         writable = "on" if access is Access.READ_WRITE else "off"
-        try:
-            daemon.start(
-                (
-                    PROGRAM,
-                    "--daemonize",
-                    "--pidfile", daemon.pid_file(scope.directory),
-                    "--blockdev", json.dumps(to_json(node, access)),
-                    "--export",
-                    f"type=fuse,id=disk,node-name={ROOT_NODE},mountpoint={export},writable={writable},allow-other=off",
-                ),
-                scope.directory,
-                seconds=START_SECONDS,
-                subject=node.filename,
-            )  # fmt: skip
-        except CommandFailed as error:
-            raise _explain(error, node) from error
+        daemon.start(
+            (
+                PROGRAM,
+                "--daemonize",
+                "--pidfile", daemon.pid_file(scope.directory),
+                "--blockdev", json.dumps(to_json(node, access)),
+                "--export",
+                f"type=fuse,id=disk,node-name={ROOT_NODE},mountpoint={export},writable={writable},allow-other=off",
+            ),
+            scope.directory,
+            seconds=START_SECONDS,
+            subject=node.filename,
+        )  # fmt: skip
         # --daemonize returns when the export is mounted (qemu 7.2): there is nothing to wait for
         fuse.limit_background(export)
         fd = os.open(export, (os.O_RDONLY if access is Access.READ_ONLY else os.O_RDWR) | os.O_CLOEXEC)
@@ -106,13 +102,3 @@ def _unmount_export(directory: str) -> None:
     export = f"{directory}/disk"
     for entry in mountinfo.at(export):
         mounts.unmount(entry.target)
-
-
-def _explain(error: CommandFailed, node: BlockNode) -> CommandFailed | ImageInUse:
-    if '" lock' in error.stderr or "lock on" in error.stderr:
-        return ImageInUse(
-            "the image is locked by another program",
-            subject=node.filename,
-            hint="a virtual machine or a qemu tool uses it (or an image on top of it); stop that first",
-        )
-    return error

@@ -173,19 +173,13 @@ def find(mapper: Mapper, directory: str) -> TreeRecord | None:
     return record.read(mapper.runtime.trees, directory)
 
 
-@contextlib.contextmanager
-def lock(mapper: Mapper, directory: str) -> Iterator[None]:
+def lock(mapper: Mapper, directory: str) -> contextlib.AbstractContextManager[None]:
     """Lock the tree of a directory. The lock file goes with the record.
 
     :raises Busy: another process works on it.
     """
     path = f"{mapper.runtime.locks}/tree-{record.key_of(directory)}"
-    with locks.try_lock(path):
-        try:
-            yield
-        finally:
-            if not os.path.exists(record.path_of(mapper.runtime.trees, directory)):
-                locks.remove(path)
+    return locks.try_lock_of(path, lambda: os.path.exists(record.path_of(mapper.runtime.trees, directory)))
 
 
 def dismantle(mapper: Mapper, tree: TreeRecord) -> None:

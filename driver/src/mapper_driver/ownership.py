@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
 
 from mapper_core.errors import Busy, MapperError, NotFound
 from mapper_core.linux import holders, locks, namespaces
@@ -27,18 +26,12 @@ def container_of(user: str) -> str:
     return user.partition(":")[2]
 
 
-@contextlib.contextmanager
-def lock(mapper: Mapper, container: str) -> Iterator[None]:
+def lock(mapper: Mapper, container: str) -> contextlib.AbstractContextManager[None]:
     """Lock a container against other actions.
 
     :raises Busy: another action works on it.
     """
-    path = f"{mapper.runtime.locks}/container-{container}"
-    with locks.try_lock(path):
-        try:
-            yield
-        finally:
-            locks.remove(path)
+    return locks.try_lock_of(f"{mapper.runtime.locks}/container-{container}", lambda: False)
 
 
 def is_alive(user: str) -> bool:

@@ -6,6 +6,7 @@ attached later is released as well (Y-03). Nothing here knows a format.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from dataclasses import dataclass
@@ -108,7 +109,7 @@ class Storage:
             if request.idmap is None or type(error) is not NotSupported:
                 raise
             self.log.warning(f"disk {disk.id}: {error}; LXD shifts the owners of its files instead")
-            tree = mounted.mount_tree(self.mapper, _without_idmap(request))
+            tree = mounted.mount_tree(self.mapper, dataclasses.replace(request, idmap=None))
             return Staged(disk.id, tree.directory, idmapped=False)
         for warning in tree.plan.warnings:
             self.log.warning(f"disk {disk.id}: {warning}")
@@ -136,9 +137,3 @@ def root_of(idmap: IdMap | None) -> iso.Owner:
     uid = next(item.host for item in idmap.uid if item.inside == 0)
     gid = next(item.host for item in idmap.gid if item.inside == 0)
     return iso.Owner(uid, gid)
-
-
-def _without_idmap(request: TreeRequest) -> TreeRequest:
-    import dataclasses
-
-    return dataclasses.replace(request, idmap=None)
