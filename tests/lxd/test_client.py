@@ -16,9 +16,10 @@ from mapper_driver.errors import (
     LxdFailed,
     LxdUnavailable,
 )
-from mapper_driver.lxd.client import PROTECTION, LxdClient, socket_candidates
+from mapper_driver.lxd.client import PROTECTION, LxdClient
 from mapper_driver.lxd.connection import Connection
 from mapper_driver.lxd.model import InstanceSpec, Status
+from mapper_driver.lxd.reader import socket_candidates
 
 from mapper_core.errors import DeadlineExceeded, UsageError
 
