@@ -17,6 +17,7 @@ from mapper_core.model import (
     PartitionTable,
     Reference,
     ReferenceKind,
+    Snapshot,
 )
 from mapper_core.transports import Transports
 from mapper_core.transports.blockgraph import BlockNode
@@ -35,6 +36,7 @@ __all__ = [
     "PartitionTable",
     "Reference",
     "ReferenceKind",
+    "Snapshot",
     "Transports",
     "hookimpl",
 ]

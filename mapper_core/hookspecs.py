@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from mapper_core.model import Attachment, Disk, ImageInfo, MapOptions, PartitionTable
+    from mapper_core.model import Attachment, Disk, ImageInfo, MapOptions, PartitionTable, Snapshot
     from mapper_core.partitions import ReadAt
     from mapper_core.transports import Transports
 
@@ -119,6 +119,142 @@ def recognize(header: bytes) -> bool:  # type: ignore[empty-body]
         @hookimpl
         def recognize(header):
             return header.startswith(b"vhdxfile")
+    """
+
+
+@hookspec
+def identify(disk: Disk) -> str:  # type: ignore[empty-body]
+    """Name a disk that is no file so that no other disk ever has the same name. Optional.
+
+    Files and block devices need none: the kernel numbers them. For a volume in a cluster it is, for example, the id
+    of the cluster, of the pool and of the image: a name may be given to another image, and two names may lead to one.
+    Without the hook the name and the settings of the disk are its identity.
+
+    Example::
+
+        @hookimpl
+        def identify(disk):
+            return f"{cluster.fsid}/{pool.id}/{image.id}"
+    """
+
+
+@hookspec
+def create(disk: Disk, size: int) -> None:
+    """Make a new, empty disk that reads as zeros. Optional.
+
+    Called with the name locked. Must fail when there is a disk of that name, and leave nothing behind when it fails.
+
+    :param disk: for files ``source`` is a path that does not exist yet; its directory is resolved.
+    :param size: of the disk, bytes; a multiple of 512.
+
+    Example::
+
+        @hookimpl
+        def create(disk, size):
+            run(["qemu-img", "create", "-q", "-f", "vhdx", disk.source, str(size)])
+    """
+
+
+@hookspec
+def resize(
+    disk: Disk, image: ImageInfo | None, size: int, attachment: Attachment | None, transports: Transports
+) -> None:
+    """Make a disk larger, also while it is mapped and in use. Optional.
+
+    Called with the disk locked. The core refuses to make a disk smaller, does nothing when it has the size already,
+    and afterwards checks that image and device have it. Partitions and filesystems are left alone.
+
+    :param size: of the disk, bytes; a multiple of 512.
+    :param attachment: the device when the disk is mapped, else ``None``.
+    :param transports: ``resize(size)`` enlarges what ``attach`` made, image and device.
+    :raises NotSupported: it cannot be done in this state, for example not while it is mapped.
+
+    Example::
+
+        @hookimpl
+        def resize(disk, size, attachment, transports):
+            if attachment is not None:
+                transports.resize(size)
+            else:
+                run(["qemu-img", "resize", "-q", "-f", "vhdx", disk.source, str(size)])
+    """
+
+
+@hookspec
+def snapshots(disk: Disk) -> tuple[Snapshot, ...]:  # type: ignore[empty-body]
+    """List the snapshots of a disk, the oldest first. Required with any of the other hooks on snapshots.
+
+    Example::
+
+        @hookimpl
+        def snapshots(disk):
+            return tuple(Snapshot(entry.name, entry.size) for entry in my_header.read(disk.source).snapshots)
+    """
+
+
+@hookspec
+def snapshot_create(disk: Disk, name: str, attachment: Attachment | None, transports: Transports) -> None:
+    """Keep the present state of a disk under a name. Optional.
+
+    Called with the disk locked and, when it is mapped, with its filesystems flushed and frozen. The core has checked
+    that the name is free and sane (letters, digits and ``._-``, at most 128 characters).
+
+    :param attachment: the device when the disk is mapped, else ``None``.
+    :raises NotSupported: it cannot be done in this state.
+
+    Example::
+
+        @hookimpl
+        def snapshot_create(disk, name):
+            run(["qemu-img", "snapshot", "-q", "-c", name, disk.source])
+    """
+
+
+@hookspec
+def snapshot_revert(disk: Disk, name: str) -> None:
+    """Bring the disk back to a snapshot; what was written since is lost. Optional.
+
+    Called with the disk locked and not mapped.
+
+    Example::
+
+        @hookimpl
+        def snapshot_revert(disk, name):
+            run(["qemu-img", "snapshot", "-q", "-a", name, disk.source])
+    """
+
+
+@hookspec
+def snapshot_delete(disk: Disk, name: str, attachment: Attachment | None, transports: Transports) -> None:
+    """Forget a snapshot; the present state of the disk stays. Optional.
+
+    Called with the disk locked.
+
+    :param attachment: the device when the disk is mapped, else ``None``.
+    :raises NotSupported: it cannot be done in this state, or something depends on the snapshot.
+
+    Example::
+
+        @hookimpl
+        def snapshot_delete(disk, name):
+            run(["qemu-img", "snapshot", "-q", "-d", name, disk.source])
+    """
+
+
+@hookspec
+def break_lock(disk: Disk) -> None:
+    """Take the disk away from a host that holds it and is known to be dead. Optional.
+
+    Called with the disk locked and not mapped on this host, only when a person asked for just this: if the other host
+    lives, both write and the disk is destroyed. Makes sure that the other host can write no more, if the storage
+    can do that.
+
+    Example::
+
+        @hookimpl
+        def break_lock(disk):
+            for holder in my_cluster.lock_holders(disk.source):
+                my_cluster.fence(holder)
     """
 
 

@@ -33,17 +33,23 @@ class Identity:
         return not self.id.startswith("n-")
 
 
+def identify_volume(disk: Disk, name: str) -> Identity:
+    """Return the identity of a disk that is neither a file nor a block device.
+
+    :param name: what its plugin calls it (hook ``identify``).
+    """
+    import hashlib
+
+    digest = hashlib.sha256(f"{disk.format}\0{name}".encode(errors="surrogateescape")).hexdigest()
+    return Identity(f"n-{digest[:32]}", disk.source)
+
+
 def identify(disk: Disk) -> Identity:
-    """Return the identity of a disk.
+    """Return the identity of a file or block device.
 
     :raises ImageNotFound: the path does not exist.
     :raises UnsafePath: it is neither a regular file nor a block device (S-26).
     """
-    if not disk.source.startswith("/"):
-        import hashlib
-
-        digest = hashlib.sha256(f"{disk.format}\0{disk.source}".encode(errors="surrogateescape")).hexdigest()
-        return Identity(f"n-{digest[:32]}", disk.source)
     try:
         real = os.path.realpath(disk.source, strict=True)
         found = os.stat(real)

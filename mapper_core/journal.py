@@ -208,7 +208,12 @@ def _record_from_json(data: dict[str, Any]) -> Record:
     disk, options, table = data["disk"], data["options"], data["table"]
     return Record(
         id=data["id"],
-        disk=Disk(disk["source"], disk["format"], tuple(disk["allowed_dirs"])),
+        disk=Disk(
+            disk["source"],
+            disk["format"],
+            tuple(disk["allowed_dirs"]),
+            tuple((name, value) for name, value in disk["settings"]),
+        ),
         plugin=data["plugin"],
         options=MapOptions(Access(options["access"]), options["transport"], options["max_virtual_size"]),
         boot=data["boot"],

@@ -20,8 +20,16 @@ import stat
 from typing import TYPE_CHECKING
 
 from mapper_core import policy
-from mapper_core.errors import BadPartitionTable, ImageInUse, MappedDifferently, MapperError, NotMapped, PluginFault
-from mapper_core.identity import Identity, identify
+from mapper_core.errors import (
+    BadPartitionTable,
+    ImageInUse,
+    MappedDifferently,
+    MapperError,
+    NotMapped,
+    PluginFault,
+    UsageError,
+)
+from mapper_core.identity import Identity, identify, identify_volume
 from mapper_core.journal import Journal, Record, State
 from mapper_core.linux import block, locks
 from mapper_core.model import Access, Disk, ImageInfo, MapOptions, MappedDisk, PartitionTable
@@ -60,12 +68,22 @@ class Mapper:
 
     # --- questions ---
 
+    def identify(self, disk: Disk) -> Identity:
+        """Say which disk this is.
+
+        :raises ImageNotFound: there is none.
+        :raises UnsafePath: it is neither a regular file nor a block device.
+        """
+        if disk.source.startswith("/"):
+            return identify(disk)
+        return identify_volume(disk, self.registry.identify(disk))
+
     def inspect(self, disk: Disk) -> ImageInfo | None:
         """Read and check the header of an image; ``None`` when the format's plugin cannot.
 
         :raises MapperError: see :func:`mapper_core.policy.check_image`.
         """
-        return self._inspect(disk, identify(disk), MapOptions(Access.READ_ONLY))
+        return self._inspect(disk, self.identify(disk), MapOptions(Access.READ_ONLY))
 
     def mapped(self) -> tuple[MappedDisk, ...]:
         """All disks that are mapped now, in the order of their ids."""
@@ -86,7 +104,7 @@ class Mapper:
         :raises MappedDifferently: it is mapped already, with another access, format or transport.
         :raises MapperError: the image, the plugin or the host; afterwards everything is as it was.
         """
-        identity = identify(disk)
+        identity = self.identify(disk)
         disk = dataclasses.replace(disk, source=identity.source)
         with self.lock(identity.id):
             record = self.journal.read(identity.id)
@@ -288,7 +306,14 @@ class Mapper:
 
     def _find_source(self, target: str) -> Record | None:
         real = os.path.realpath(target) if target.startswith("/") else target
-        return next((record for record in self.journal.records() if record.disk.source in (target, real)), None)
+        found = [record for record in self.journal.records() if record.disk.source in (target, real)]
+        if len(found) > 1:
+            raise UsageError(
+                f"more than one disk of this name is mapped: {', '.join(record.id for record in found)}",
+                subject=target,
+                hint="say which by its id or device, see: mapper-cli ls",
+            )
+        return found[0] if found else None
 
 
 class _JournalLedger:

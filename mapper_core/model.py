@@ -26,11 +26,14 @@ class Disk:
         the content of the image.
     :param allowed_dirs: directories in which the files that the image refers to (backing files, extents) may
         lie, besides the image's own directory. Absolute paths.
+    :param settings: (name, value) pairs that only the plugin understands, such as how to reach a storage cluster;
+        it refuses names that it does not know. They are kept in the journal: names of key files, never keys.
     """
 
     source: str
     format: str
     allowed_dirs: tuple[str, ...] = ()
+    settings: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +106,22 @@ class ImageInfo:
             images.append(image)
             image = image.backing
         return tuple(images)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A state of a disk that was kept.
+
+    :param name: unique for the disk.
+    :param size: size of the disk at that time, bytes.
+    :param created: seconds since the epoch, UTC; 0 when the format does not keep it.
+    :param protected: it cannot be deleted now, because something depends on it (clones).
+    """
+
+    name: str
+    size: int
+    created: int = 0
+    protected: bool = False
 
 
 @dataclass(frozen=True, slots=True)

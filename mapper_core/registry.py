@@ -20,7 +20,7 @@ from mapper_core.frozen import dataclass
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from mapper_core.model import Attachment, Disk, ImageInfo, MapOptions, PartitionTable
+    from mapper_core.model import Attachment, Disk, ImageInfo, MapOptions, PartitionTable, Snapshot
     from mapper_core.partitions import ReadAt
     from mapper_core.transports import Transports
 
@@ -114,6 +114,13 @@ class Registry:
             hint=f"installed: {', '.join(self.formats()) or 'none'}; for others try: pip install mapper-{name}",
         )
 
+    def can(self, name: str, hook: str) -> bool:
+        """Whether the plugin of a format has a hook."""
+        module = self._manager.get_plugin(name)
+        return module is not None and any(
+            impl.plugin is module for impl in getattr(self._manager.hook, hook).get_hookimpls()
+        )
+
     # --- the hooks, typed ---
 
     def map(self, disk: Disk, image: ImageInfo | None, options: MapOptions, transports: Transports) -> Attachment:
@@ -143,6 +150,52 @@ class Registry:
             raise PluginFault(f"the plugin {disk.format} returned {result!r} from inspect", subject=disk.source)
         return result
 
+    def identify(self, disk: Disk) -> str:
+        """Ask the disk's plugin for a name that no other disk has; without such a hook it is made of what names it."""
+        if not self.can(disk.format, "identify"):
+            return "\0".join((disk.source, *(f"{name}={value}" for name, value in sorted(disk.settings))))
+        result = self._ask(disk.format, "identify", disk=disk)
+        if not isinstance(result, str) or not result:
+            raise PluginFault(f"the plugin {disk.format} returned {result!r} as identity", subject=disk.source)
+        return result
+
+    def create(self, disk: Disk, size: int) -> None:
+        """Ask the plugin to make a new disk."""
+        self._ask(disk.format, "create", disk=disk, size=size)
+
+    def resize(
+        self, disk: Disk, image: ImageInfo | None, size: int, attachment: Attachment | None, transports: Transports
+    ) -> None:
+        """Ask the disk's plugin to make it larger."""
+        self._ask(
+            disk.format, "resize", disk=disk, image=image, size=size, attachment=attachment, transports=transports
+        )
+
+    def snapshots(self, disk: Disk) -> tuple[Snapshot, ...]:
+        """Ask the disk's plugin for its snapshots."""
+        from mapper_core.model import Snapshot
+
+        result = self._ask(disk.format, "snapshots", disk=disk)
+        if not isinstance(result, tuple) or not all(isinstance(item, Snapshot) for item in result):
+            raise PluginFault(f"the plugin {disk.format} returned {result!r} as snapshots", subject=disk.source)
+        return result
+
+    def snapshot_create(self, disk: Disk, name: str, attachment: Attachment | None, transports: Transports) -> None:
+        """Ask the disk's plugin to keep its present state."""
+        self._ask(disk.format, "snapshot_create", disk=disk, name=name, attachment=attachment, transports=transports)
+
+    def snapshot_revert(self, disk: Disk, name: str) -> None:
+        """Ask the disk's plugin to bring a state back."""
+        self._ask(disk.format, "snapshot_revert", disk=disk, name=name)
+
+    def snapshot_delete(self, disk: Disk, name: str, attachment: Attachment | None, transports: Transports) -> None:
+        """Ask the disk's plugin to forget a state."""
+        self._ask(disk.format, "snapshot_delete", disk=disk, name=name, attachment=attachment, transports=transports)
+
+    def break_lock(self, disk: Disk) -> None:
+        """Ask the disk's plugin to take it away from a dead host."""
+        self._ask(disk.format, "break_lock", disk=disk)
+
     def recognize(self, header: bytes, source: str) -> str:
         """Return the one format whose plugin recognises a file; ``raw`` when none does and that is installed.
 
@@ -151,7 +204,7 @@ class Registry:
         names = [
             name
             for name in self.formats()
-            if self._has(name, "recognize") and self._ask(name, "recognize", header=header)
+            if self.can(name, "recognize") and self._ask(name, "recognize", header=header)
         ]
         if len(names) > 1:
             raise UnsupportedFormat(f"could be any of {', '.join(names)}", subject=source, hint="say which: --format")
@@ -180,14 +233,10 @@ class Registry:
 
     # --- pluggy ---
 
-    def _has(self, name: str, hook: str) -> bool:
-        module = self._manager.get_plugin(name)
-        return any(impl.plugin is module for impl in getattr(self._manager.hook, hook).get_hookimpls())
-
-    def _ask(self, name: str, hook: str, **arguments: Any) -> Any:
+    def _ask(self, name: str, hook: str, /, **arguments: Any) -> Any:
         """Call a hook of exactly one plugin."""
         self.require(name)
-        if not self._has(name, hook):
+        if not self.can(name, hook):
             raise NotSupported(f"the plugin {name} cannot {hook}", subject=name)
         others = [plugin for other, plugin in self._manager.list_name_plugin() if other != name and plugin is not None]
         caller = self._manager.subset_hook_caller(hook, remove_plugins=others)

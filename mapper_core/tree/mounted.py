@@ -23,7 +23,6 @@ from mapper_core.errors import (
     UsageError,
 )
 from mapper_core.frozen import dataclass
-from mapper_core.identity import identify
 from mapper_core.linux import beneath, locks, mountinfo, mounts
 from mapper_core.mapping import Mapper
 from mapper_core.model import Access, Disk, IdMap, MapOptions, MappedDisk, Mount, MountPlan
@@ -99,7 +98,9 @@ def mount_tree(mapper: Mapper, request: TreeRequest) -> MountedTree:
             dismantle_locked(mapper, old)
         if mountinfo.under(directory):  # also below: what we cover there could never be told from our own mounts
             raise UsageError("something else is mounted here", subject=directory, hint="choose another directory")
-        tree = TreeRecord(directory, identify(request.disk).id, request.owner, mapper.boot, own_directory=staging)
+        tree = TreeRecord(
+            directory, mapper.identify(request.disk).id, request.owner, mapper.boot, own_directory=staging
+        )
         undo.callback(lambda: dismantle_locked(mapper, find(mapper, directory)))
         record.write(mapper.runtime.trees, tree)
         if staging:

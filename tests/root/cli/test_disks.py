@@ -192,7 +192,7 @@ def test_map_in_json_has_the_whole_disk(cli: Cli, parted: Path) -> None:
     done = cli("map", parted, "-f", "raw", "--json")
     disk = done.json
     assert set(disk) == {"id", "disk", "device", "transport", "access", "size", "table", "users"}
-    assert disk["disk"] == {"source": str(parted), "format": "raw", "allowed_dirs": []}
+    assert disk["disk"] == {"source": str(parted), "format": "raw", "allowed_dirs": [], "settings": []}
     assert (disk["access"], disk["size"], disk["users"]) == ("rw", parted.stat().st_size, ["cli"])
     assert [item["device"] for item in disk["table"]["partitions"]] == [f"{disk['device']}p{n}" for n in (1, 2, 3)]
     assert cli("ls", "--json").json == {"disks": [disk], "trees": []}

@@ -88,7 +88,7 @@ def test_json_keeps_names_and_has_values_of_enumerations() -> None:
     streams = Streams(Style.JSON)
     streams.output.json({"disk": Disk("/a\x1b", "raw", ("/b",)), "options": (MapOptions(Access.READ_ONLY),)})
     assert json.loads(streams.data) == {
-        "disk": {"source": "/a\x1b", "format": "raw", "allowed_dirs": ["/b"]},
+        "disk": {"source": "/a\x1b", "format": "raw", "allowed_dirs": ["/b"], "settings": []},
         "options": [{"access": "ro", "transport": None, "max_virtual_size": None}],
     }
 

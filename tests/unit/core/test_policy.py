@@ -18,7 +18,7 @@ from mapper_core.errors import (
     UnsafePath,
     UnsupportedFormat,
 )
-from mapper_core.identity import identify
+from mapper_core.identity import identify, identify_volume
 from mapper_core.model import Access, Disk, ImageInfo, MapOptions, Reference, ReferenceKind
 
 pytestmark = pytest.mark.unit
@@ -130,7 +130,7 @@ def test_one_file_is_one_disk_whatever_its_name(tmp_path: Path) -> None:
 def test_volumes_are_told_apart_by_format_and_whole_name() -> None:
     """C-11: poolA/img is not poolB/img."""
     names = [("rbd", "a/img"), ("rbd", "b/img"), ("other", "a/img")]
-    found = [identify(Disk(name, kind)) for kind, name in names]
+    found = [identify_volume(Disk(name, kind), name) for kind, name in names]
     assert len({item.id for item in found}) == 3
     assert all(len(item.id) <= 40 and not item.is_file for item in found)
 
