@@ -46,13 +46,19 @@ def end(pidfd: int, number: signal.Signals, seconds: float) -> bool:
 def locked(directory: str) -> Iterator[None]:
     """One command at a time for one lab. The lock is the parent directory, which leaves no file behind."""
     parent = os.path.dirname(directory)
-    os.makedirs(parent, mode=0o711, exist_ok=True)
-    fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
+    while True:
+        os.makedirs(parent, mode=0o711, exist_ok=True)
+        try:
+            fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:  # the last lab in it has just been taken down
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if os.path.isdir(parent) and os.path.samestat(os.fstat(fd), os.stat(parent)):
+                yield
+                return
+        finally:
+            os.close(fd)
 
 
 def ignore_interrupts() -> None:
