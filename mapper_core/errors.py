@@ -69,6 +69,10 @@ class BackingFileMissing(NotFound):
     """Is raised when a file that an image refers to (backing file, extent, data file) does not exist."""
 
 
+class SnapshotMissing(NotFound):
+    """Is raised when a disk has no snapshot of that name."""
+
+
 class PluginMissing(NotFound):
     """Is raised when no usable plugin is installed for the requested format."""
 
@@ -189,6 +193,10 @@ class ReadOnlyImage(Refused):
     """Is raised when write access is asked for an image that can only be read."""
 
 
+class AlreadyExists(Refused):
+    """Is raised when something that is to be made exists already; nothing is ever overwritten."""
+
+
 # --- 8, 9, 10: the host -------------------------------------------------------------------------------
 
 
@@ -225,6 +233,10 @@ class KernelError(MapperError):
     def __init__(self, message: str, *, errno: int = 0, subject: str = "", hint: str = "") -> None:
         super().__init__(message, subject=subject, hint=hint)
         self.errno = errno
+
+
+class DaemonRefused(MapperError):
+    """Is raised when a daemon of qemu answers a command with an error."""
 
 
 class CommandFailed(MapperError):

@@ -36,6 +36,7 @@ class Record:
     :param boot: boot in which it was made; a record of another boot describes devices that are gone.
     :param resources: in the order in which they were made.
     :param users: who holds the mapping.
+    :param resize_to: size to which a resize is bringing the disk now, bytes; 0: none.
     """
 
     id: str
@@ -49,6 +50,7 @@ class Record:
     size: int = 0
     table: PartitionTable | None = None
     users: tuple[str, ...] = ()
+    resize_to: int = 0
 
 
 class Journal:
@@ -201,6 +203,7 @@ def _record_to_json(record: Record) -> dict[str, Any]:
         "size": record.size,
         "table": {**plain(table), "partitions": [plain(item) for item in table.partitions]} if table else None,
         "users": list(record.users),
+        "resize_to": record.resize_to,
     }
 
 
@@ -223,6 +226,7 @@ def _record_from_json(data: dict[str, Any]) -> Record:
         size=data["size"],
         table=_table_from_json(table) if table else None,
         users=tuple(data["users"]),
+        resize_to=data.get("resize_to", 0),
     )
 
 

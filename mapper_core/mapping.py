@@ -83,7 +83,7 @@ class Mapper:
 
         :raises MapperError: see :func:`mapper_core.policy.check_image`.
         """
-        return self._inspect(disk, self.identify(disk), MapOptions(Access.READ_ONLY))
+        return self.inspect_for(disk, self.identify(disk), MapOptions(Access.READ_ONLY))
 
     def mapped(self) -> tuple[MappedDisk, ...]:
         """All disks that are mapped now, in the order of their ids."""
@@ -107,11 +107,9 @@ class Mapper:
         identity = self.identify(disk)
         disk = dataclasses.replace(disk, source=identity.source)
         with self.lock(identity.id):
-            record = self.journal.read(identity.id)
-            if record is not None and self._is_live(record):
-                return self._join(record, disk, options, user)
+            record = self.settled(identity.id)
             if record is not None:
-                self._undo(record)
+                return self._join(record, disk, options, user)
             return self._map_new(disk, identity, options, user)
 
     def _join(self, record: Record, disk: Disk, options: MapOptions, user: str) -> MappedDisk:
@@ -138,7 +136,7 @@ class Mapper:
 
     def _map_new(self, disk: Disk, identity: Identity, options: MapOptions, user: str) -> MappedDisk:
         self.registry.require(disk.format)
-        image = self._inspect(disk, identity, options)
+        image = self.inspect_for(disk, identity, options)
         record = Record(identity.id, disk, disk.format, options, self.boot, users=(user,))
         ledger = _JournalLedger(self.journal, record)
         self.journal.write(record)
@@ -147,12 +145,17 @@ class Mapper:
             attachment = self.registry.map(disk, image, options, self._transports(ledger))
             ledger.value = dataclasses.replace(ledger.value, attachment=attachment)
             size = self._verify(ledger.value, image)
-            table = self._partitions(attachment.device, disk.source)
+            table = self.read_table(attachment.device, disk.source)
             ledger.change(size=size, table=table, state=State.MAPPED)
             undo.pop_all()
         return _as_mapped(ledger.value)
 
-    def _inspect(self, disk: Disk, identity: Identity, options: MapOptions) -> ImageInfo | None:
+    def inspect_for(self, disk: Disk, identity: Identity, options: MapOptions) -> ImageInfo | None:
+        """Read the header of an image, and check it against what the caller allows.
+
+        :returns: ``None`` when the format's plugin cannot inspect.
+        :raises MapperError: see :func:`mapper_core.policy.check_image`.
+        """
         disk = dataclasses.replace(disk, source=identity.source)
         self.registry.require(disk.format)
         if identity.is_file:
@@ -186,7 +189,12 @@ class Mapper:
             )
         return size
 
-    def _partitions(self, device: str, source: str) -> PartitionTable:
+    def read_table(self, device: str, source: str) -> PartitionTable:
+        """Read the partition table of a device of ours, and tell the kernel.
+
+        :param source: the disk, for the error.
+        :raises BadPartitionTable: it makes no sense.
+        """
         try:
             with nodes.reader(device) as reader:
                 table = self.registry.discover_partitions(device, reader.read, reader.size, reader.sector_size)
@@ -271,6 +279,18 @@ class Mapper:
         :raises Busy: another process has the lock.
         """
         return locks.try_lock_of(f"{self.runtime.locks}/{record_id}", lambda: record_id in self.journal)
+
+    def settled(self, record_id: str) -> Record | None:
+        """Return the record of a mapping that exists; what a crash left half done is undone. With the disk locked."""
+        record = self.journal.read(record_id)
+        if record is not None and not self._is_live(record):
+            self._undo(record)
+            return None
+        return record
+
+    def transports_of(self, record: Record) -> Transports:
+        """Return what made the device of a mapping. With the disk locked."""
+        return self._transports(_JournalLedger(self.journal, record))
 
     def _transports(self, ledger: _JournalLedger) -> Transports:
         return Transports(Scope(ledger, f"{self.runtime.exports}/{ledger.id}", self.runtime.locks))

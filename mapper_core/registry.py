@@ -237,7 +237,11 @@ class Registry:
         """Call a hook of exactly one plugin."""
         self.require(name)
         if not self.can(name, hook):
-            raise NotSupported(f"the plugin {name} cannot {hook}", subject=name)
+            raise NotSupported(
+                f"disks of the format {name} cannot do that: the plugin has no hook {hook}",
+                subject=name,
+                hint="`mapper-cli plugins` shows what each format can",
+            )
         others = [plugin for other, plugin in self._manager.list_name_plugin() if other != name and plugin is not None]
         caller = self._manager.subset_hook_caller(hook, remove_plugins=others)
         results = _guard(name, lambda: caller(**arguments))

@@ -100,6 +100,20 @@ def list_devices() -> tuple[LoopStatus, ...]:
     return tuple(found)
 
 
+def backing_file(path: str) -> str:
+    """The present path of the file behind a loop device, also after a rename.
+
+    :raises NotFound: when nothing is attached, or the file has been deleted.
+    """
+    try:
+        name = block.read_attribute(f"{block.sysfs_directory(block.device_number(path))}/loop/backing_file")
+    except FileNotFoundError:
+        raise NotFound("nothing is attached to it", subject=path) from None
+    if name.endswith(" (deleted)") and not os.path.lexists(name):
+        raise NotFound("the image has been deleted", subject=name.removesuffix(" (deleted)"))
+    return name
+
+
 def open_device(path: str) -> int | None:
     """Open a loop device for reading; ``None`` when there is no such device, or it is just being detached.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import sys
 from typing import TYPE_CHECKING
 
 from mapper_core.errors import KernelError, NotSupported
@@ -23,6 +24,7 @@ MOVE_MOUNT = 429
 FSOPEN = 430
 FSCONFIG = 431
 FSMOUNT = 432
+FSPICK = 433
 OPENAT2 = 437
 MOUNT_SETATTR = 442
 
@@ -32,7 +34,9 @@ AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
 AT_SYMLINK_NOFOLLOW = 0x100
 AT_RECURSIVE = 0x8000
+_AT_STATX_FORCE_SYNC = 0x2000
 _AT_STATX_DONT_SYNC = 0x4000
+_STATX_SIZE = 0x200
 
 
 @functools.cache
@@ -91,11 +95,23 @@ def statx_without_sync(path: str) -> bytes:
 
     :raises OSError: with the errno of the call.
     """
+    # Mask 1: only the type is needed; the device number comes with every answer.
+    return _statx(path, _AT_STATX_DONT_SYNC, 1)
+
+
+def size_from_server(path: str) -> int:
+    """The size of a file, bytes, asked of the network or FUSE server again, whatever this kernel remembers.
+
+    :raises OSError: with the errno of the call.
+    """
+    return int.from_bytes(_statx(path, _AT_STATX_FORCE_SYNC, _STATX_SIZE)[0x28:0x30], sys.byteorder)
+
+
+def _statx(path: str, flags: int, mask: int) -> bytes:
     import ctypes
 
     status = ctypes.create_string_buffer(256)
-    # Mask 1: only the type is needed; the device number comes with every answer.
-    if libc().statx(AT_FDCWD, os.fsencode(path), _AT_STATX_DONT_SYNC, 1, status) < 0:
+    if libc().statx(AT_FDCWD, os.fsencode(path), flags, mask, status) < 0:
         raise last_error()
     return status.raw
 

@@ -52,7 +52,7 @@ def add(device: str, table: PartitionTable) -> PartitionTable:
     """Make the partitions of a table known to the kernel; return the table with their nodes.
 
     A kernel that has scanned the device by itself (nbd with ``max_part``) may know them already; what it knows must then
-    be the same, else it is replaced.
+    be the same, else it is replaced. A partition that has only changed its length may be in use.
 
     :raises KernelError: the kernel refuses a partition.
     """
@@ -63,12 +63,12 @@ def add(device: str, table: PartitionTable) -> PartitionTable:
     known = {number: (start, size) for number, start, size in block.kernel_partitions(device)}
     fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        for number in [number for number in known if known[number] != wanted.get(number)]:
+        for number in [number for number in known if number not in wanted or known[number][0] != wanted[number][0]]:
             blkpg.delete(fd, number)
             del known[number]
-        for number in [number for number in wanted if number not in known]:
+        for number in [number for number in wanted if known.get(number) != wanted[number]]:
             try:
-                blkpg.add(fd, number, *wanted[number])
+                (blkpg.resize if number in known else blkpg.add)(fd, number, *wanted[number])
             except OSError as error:
                 raise KernelError(
                     f"the kernel refuses partition {number}: {error.strerror}", errno=error.errno or 0, subject=device

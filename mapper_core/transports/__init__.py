@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mapper_core.errors import TransportUnavailable, UsageError
+from mapper_core.errors import NotMapped, NotSupported, TransportUnavailable, UsageError
 
 if TYPE_CHECKING:
     from mapper_core.model import Attachment, MapOptions
     from mapper_core.resources import Resource
     from mapper_core.transports.base import Scope, Transport
     from mapper_core.transports.blockgraph import BlockNode
+    from mapper_core.transports.storage_daemon import StorageDaemonTransport
 
 #: All there are, in the order in which they are preferred.
 NAMES = ("loop", "nbd", "storage_daemon")
@@ -46,6 +47,48 @@ class Transports:
             "no transport works: " + "; ".join(reasons),
             subject=node.filename,
             hint="`mapper-cli doctor` shows what this host can do",
+        )
+
+    def resize(self, size: int) -> None:
+        """Make the image and the device that ``attach`` made larger, while they are in use.
+
+        :param size: bytes, a multiple of 512.
+        :raises NotSupported: the transport cannot do that.
+        :raises Refused: the disk is larger already.
+        """
+        transport_named(self._kind()).resize(size, self._scope)
+
+    def snapshot_create(self, name: str) -> None:
+        """Keep the present state inside of the image, while it is in use.
+
+        :raises NotSupported: the transport cannot do that.
+        """
+        self._daemon().snapshot_create(name, self._scope)
+
+    def snapshot_delete(self, identifier: str, name: str) -> None:
+        """Forget a state that is kept inside of the image, while it is in use.
+
+        :param identifier: of the snapshot in the image; names may look like the identifiers of others.
+        :raises NotSupported: the transport cannot do that.
+        """
+        self._daemon().snapshot_delete(identifier, name, self._scope)
+
+    def _kind(self) -> str:
+        """The transport of this mapping: the one that recorded the first resource."""
+        for resource in self._scope.ledger.resources:
+            return resource.kind
+        raise NotMapped("it is not mapped", subject=self._scope.ledger.id)
+
+    def _daemon(self) -> StorageDaemonTransport:
+        transport = transport_named(kind := self._kind())
+        from mapper_core.transports.storage_daemon import StorageDaemonTransport
+
+        if isinstance(transport, StorageDaemonTransport):
+            return transport
+        raise NotSupported(
+            f"a disk that is mapped by the transport {kind} has no snapshots while it is in use",
+            subject=self._scope.ledger.device,
+            hint="unmap it first, or map it with the transport storage_daemon",
         )
 
     def release(self) -> None:

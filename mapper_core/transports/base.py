@@ -74,6 +74,15 @@ class Transport(Protocol):
     def attach(self, node: BlockNode, access: Access, scope: Scope) -> Attachment:
         """Make a block device; each step is recorded before it is done."""
 
+    def resize(self, size: int, scope: Scope) -> None:
+        """Make the image of a mapping, and its device, larger, while they are in use.
+
+        Doing it again is a success; a disk is never made smaller.
+
+        :param size: bytes, a multiple of 512.
+        :raises NotSupported: it cannot do that.
+        """
+
     def release(self, resource: Resource, scope: Scope) -> None:
         """Take away a resource of this transport's kind.
 

@@ -13,7 +13,8 @@ import os
 import signal
 import time
 
-from mapper_core.errors import CommandFailed, DeadlineExceeded, ImageInUse
+from mapper_core import qemu_img
+from mapper_core.errors import CommandFailed, DeadlineExceeded
 from mapper_core.linux import process_info
 from mapper_core.process import run
 
@@ -45,13 +46,7 @@ def start(argv: tuple[str, ...], directory: str, *, seconds: float, subject: str
         os.set_inheritable(lock, True)
         run(argv, timeout=seconds, subject=subject, inherit=(lock,))
     except CommandFailed as error:
-        if '" lock' in error.stderr or "lock on" in error.stderr:
-            raise ImageInUse(
-                "the image is locked by another program",
-                subject=subject,
-                hint="a virtual machine or a qemu tool uses it (or an image on top of it); stop that first",
-            ) from error
-        raise
+        raise qemu_img.explained(error, subject) from error
     finally:
         os.close(lock)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
-from mapper_core.errors import ForbiddenReference, ImageInUse, ReadOnlyImage
+from mapper_core.errors import ForbiddenReference, ImageInUse, NotSupported, ReadOnlyImage, Refused, UnsafePath
 from mapper_core.identity import id_of
-from mapper_core.linux import image_locks, loop
+from mapper_core.linux import image_locks, loop, loop_status
+from mapper_core.linux.syscalls import kernel_error
 from mapper_core.model import Access, Attachment
 from mapper_core.resources import LoopResource, Resource
 from mapper_core.transports.base import Availability, Scope
@@ -46,7 +48,7 @@ class LoopTransport:
                     subject=node.filename,
                 )
             if access is Access.READ_WRITE:
-                _refuse_if_in_use(fd, found, node.filename, unwritten)
+                refuse_if_in_use(fd, found, node.filename, unwritten)
             return self.bind(fd, access, scope)
         finally:
             os.close(fd)
@@ -57,6 +59,22 @@ class LoopTransport:
         scope.ledger.record(resource)
         device = loop.attach(fd, access=access, tag=resource.tag, direct_io=True)
         return Attachment(device.path, self.name)
+
+    def resize(self, size: int, scope: Scope) -> None:
+        """Make the file longer, then the device.
+
+        :raises UnsafePath: the file is not the one that was mapped.
+        :raises Refused: the disk is larger already, or is a block device that is smaller.
+        """
+        path = loop_status.backing_file(scope.ledger.device)
+        fd = open_image(path, Access.READ_WRITE)
+        try:
+            if id_of(os.fstat(fd), path) != scope.ledger.id:
+                raise UnsafePath("is not the file that was mapped any more", subject=path)
+            extend(fd, size, path)
+        finally:
+            os.close(fd)
+        loop.set_capacity(scope.ledger.device)
 
     def release(self, resource: Resource, scope: Scope) -> None:
         """Unbind the loop device with our tag; after a crash nobody knows its number, and all are asked."""
@@ -88,7 +106,40 @@ def open_image(path: str, access: Access) -> int:
         raise
 
 
-def _refuse_if_in_use(fd: int, found: os.stat_result, path: str, unwritten: bool) -> None:
+def extend(fd: int, size: int, path: str) -> None:
+    """Make an open file longer; the new part takes no room until it is written, and reads as zeros.
+
+    :param size: bytes.
+    :raises NotSupported: it is a block device of another size.
+    :raises Refused: it is longer already.
+    :raises KernelError: the filesystem cannot have it so long.
+    """
+    present = os.lseek(fd, 0, os.SEEK_END)
+    if stat.S_ISBLK(os.fstat(fd).st_mode):
+        if present == size:
+            return
+        raise NotSupported(
+            f"is a block device of {present} bytes",
+            subject=path,
+            hint="enlarge it with the tool that made it (lvextend, for example), then resize it to that size here",
+        )
+    if present > size:
+        raise Refused(f"has {present} bytes, more than {size}; a disk is never made smaller", subject=path)
+    try:
+        os.ftruncate(fd, size)
+        os.fsync(fd)
+    except OSError as error:
+        raise kernel_error(error, f"cannot make the file {size} bytes long", subject=path) from error
+
+
+def refuse_if_in_use(fd: int, found: os.stat_result, path: str, unwritten: bool) -> None:
+    """Check that nobody else uses an image, before it is written.
+
+    :param fd: the image, open.
+    :param found: its status.
+    :param unwritten: that no file descriptor can write it is known already.
+    :raises ImageInUse: another program has locked it, or a loop device writes to it.
+    """
     if holder := image_locks.foreign_lock(fd):
         raise ImageInUse(
             f"the image is locked by {holder}",

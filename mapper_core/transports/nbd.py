@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 
-from mapper_core.errors import Busy, DeadlineExceeded, DeviceBusy, NoFreeDevice, NotFound
+from mapper_core.errors import Busy, DeadlineExceeded, DeviceBusy, NoFreeDevice, NotFound, NotSupported
 from mapper_core.linux import block, locks, process_info, uevents
 from mapper_core.model import Access, Attachment
 from mapper_core.process import find_program, run
@@ -72,6 +72,14 @@ class NbdTransport:
                         f"{device} was not connected within {START_SECONDS} s", subject=node.filename
                     )
         return Attachment(device, self.name)
+
+    def resize(self, size: int, scope: Scope) -> None:
+        """Not possible: qemu-nbd (7.2) has no monitor, and tells its clients the size once."""
+        raise NotSupported(
+            "a disk that is mapped by the transport nbd cannot be resized while it is in use",
+            subject=scope.ledger.device,
+            hint="unmap it first, or map it with the transport storage_daemon",
+        )
 
     def release(self, resource: Resource, scope: Scope) -> None:
         """Disconnect; true only when sysfs shows neither a server nor a size (M-08)."""

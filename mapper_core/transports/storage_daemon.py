@@ -15,7 +15,9 @@ import contextlib
 import json
 import os
 
-from mapper_core.linux import fuse, mountinfo, mounts
+from mapper_core.errors import Refused
+from mapper_core.linux import fuse, loop, mountinfo, mounts
+from mapper_core.linux.syscalls import size_from_server
 from mapper_core.model import Access, Attachment
 from mapper_core.process import find_program
 from mapper_core.resources import DaemonResource, Resource
@@ -23,10 +25,12 @@ from mapper_core.transports import daemon
 from mapper_core.transports.base import Availability, Scope
 from mapper_core.transports.blockgraph import ROOT_NODE, BlockNode, to_json
 from mapper_core.transports.loop import LoopTransport
+from mapper_core.transports.qmp import Monitor
 
 PROGRAM = "qemu-storage-daemon"
 START_SECONDS = 30
 STOP_SECONDS = 60  # it writes its caches back
+MONITOR_SECONDS = 120  # a snapshot writes all caches back, and copies the tables
 
 
 class StorageDaemonTransport:
@@ -63,9 +67,11 @@ class StorageDaemonTransport:
                 PROGRAM,
                 "--daemonize",
                 "--pidfile", daemon.pid_file(scope.directory),
+                "--chardev", f"socket,id=qmp,path={_escape(_socket(scope.directory))},server=on,wait=off",
+                "--monitor", "qmp",
                 "--blockdev", json.dumps(to_json(node, access)),
                 "--export",
-                f"type=fuse,id=disk,node-name={ROOT_NODE},mountpoint={export},writable={writable},allow-other=off",
+                f"type=fuse,id=disk,node-name={ROOT_NODE},mountpoint={_escape(export)},writable={writable},allow-other=off",
             ),
             scope.directory,
             seconds=START_SECONDS,
@@ -80,12 +86,51 @@ class StorageDaemonTransport:
             os.close(fd)
         return Attachment(attachment.device, self.name)
 
+    def resize(self, size: int, scope: Scope) -> None:
+        """Let the daemon enlarge the image, then the loop device follow its export.
+
+        :raises Refused: the disk is larger already.
+        """
+        export = f"{scope.directory}/disk"
+        present = size_from_server(export)
+        if present > size:  # the daemon would do that
+            raise Refused(
+                f"has {present} bytes, more than {size}; a disk is never made smaller", subject=scope.ledger.device
+            )
+        if present < size:
+            with self._monitor(scope) as monitor:
+                monitor.execute("block_resize", node_name=ROOT_NODE, size=size)
+            size_from_server(export)  # the kernel would remember the old size for a second (attr_timeout of the export)
+        loop.set_capacity(scope.ledger.device)
+
+    def snapshot_create(self, name: str, scope: Scope) -> None:
+        """Keep the present state in the image."""
+        with self._monitor(scope) as monitor:
+            monitor.execute("blockdev-snapshot-internal-sync", device=ROOT_NODE, name=name)
+
+    def snapshot_delete(self, identifier: str, name: str, scope: Scope) -> None:
+        """Forget a state that is kept in the image."""
+        with self._monitor(scope) as monitor:
+            monitor.execute("blockdev-snapshot-delete-internal-sync", device=ROOT_NODE, id=identifier, name=name)
+
+    def _monitor(self, scope: Scope) -> Monitor:
+        return Monitor(_socket(scope.directory), seconds=MONITOR_SECONDS, subject=scope.ledger.device)
+
     def release(self, resource: Resource, scope: Scope) -> None:
         """End the daemon and remove its files. The loop device, recorded later, is gone by now."""
         assert isinstance(resource, DaemonResource)
         daemon.stop(resource.directory, PROGRAM, seconds=STOP_SECONDS)
         _unmount_export(resource.directory)
-        daemon.remove_files(resource.directory, "disk")
+        daemon.remove_files(resource.directory, "disk", "qmp.sock")
+
+
+def _socket(directory: str) -> str:
+    return f"{directory}/qmp.sock"
+
+
+def _escape(value: str) -> str:
+    """Write a value of an option list (QemuOpts), in which a comma ends it."""
+    return value.replace(",", ",,")
 
 
 def _make_directory(directory: str) -> str:

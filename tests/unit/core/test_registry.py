@@ -131,7 +131,7 @@ def test_an_unexpected_exception_is_the_plugins_fault_and_ours_pass(plugins: Ins
 def test_a_missing_capability_is_not_supported(plugins: Install) -> None:
     plugins("aa", GOOD)
     assert _load().inspect(Disk("/x", "aa")) is None
-    with pytest.raises(NotSupported, match="cannot inspect"):
+    with pytest.raises(NotSupported, match="no hook inspect"):
         _load()._ask("aa", "inspect", disk=Disk("/x", "aa"))
 
 

@@ -67,6 +67,7 @@ class Header:
     refcount_clusters: int
     refcount_bits: int
     snapshots: int
+    snapshots_offset: int
     features: Incompatible
     lazy_refcounts: bool
     data_file_raw: bool
@@ -155,6 +156,7 @@ def read_header(image: ImageFile) -> Header:
         refcount_clusters=refcount_clusters,
         refcount_bits=1 << refcount_order,
         snapshots=snapshots,
+        snapshots_offset=snapshots_offset,
         features=features,
         lazy_refcounts=bool(compatible & _LAZY_REFCOUNTS),
         data_file_raw=bool(autoclear & _DATA_FILE_RAW),
@@ -163,7 +165,7 @@ def read_header(image: ImageFile) -> Header:
         backing_format=extensions.get(_BACKING_FORMAT, b""),
         data_file=extensions.get(_DATA_FILE, b""),
     )
-    _check_tables(image, header, snapshots_offset)
+    _check_tables(image, header)
     return header
 
 
@@ -222,7 +224,7 @@ def _feature_names(bits: int, table: bytes) -> str:
     return ", ".join(described)
 
 
-def _check_tables(image: ImageFile, header: Header, snapshots_offset: int) -> None:
+def _check_tables(image: ImageFile, header: Header) -> None:
     """Check the place of every table that the header names."""
     if header.size >= 1 << 63:
         raise image.corrupt(f"the virtual size {header.size} is out of range")
@@ -237,8 +239,8 @@ def _check_tables(image: ImageFile, header: Header, snapshots_offset: int) -> No
         raise image.corrupt("the image has no refcount table")
     if refcount_bytes > MAX_REFCOUNT_TABLE_BYTES:
         raise image.corrupt(f"the refcount table is larger than {MAX_REFCOUNT_TABLE_BYTES >> 20} MiB")
-    if snapshots_offset % header.cluster_size or snapshots_offset >= 1 << 63:
-        raise image.corrupt(f"the snapshot table cannot start at {snapshots_offset:#x}")
+    if header.snapshots_offset % header.cluster_size or header.snapshots_offset >= 1 << 63:
+        raise image.corrupt(f"the snapshot table cannot start at {header.snapshots_offset:#x}")
     if header.snapshots > MAX_SNAPSHOTS:
         raise image.corrupt(f"the image has {header.snapshots} snapshots, more than {MAX_SNAPSHOTS}")
 
@@ -246,7 +248,7 @@ def _check_tables(image: ImageFile, header: Header, snapshots_offset: int) -> No
     if header.l1_entries:
         places.append((header.l1_offset, header.l1_entries * 8, "L1 table"))
     if header.snapshots:
-        places.append((snapshots_offset, header.snapshots * MIN_SNAPSHOT_BYTES, "snapshot table"))
+        places.append((header.snapshots_offset, header.snapshots * MIN_SNAPSHOT_BYTES, "snapshot table"))
     end_before, before = 0, ""
     for offset, length, what in sorted(places):
         if offset % header.cluster_size:

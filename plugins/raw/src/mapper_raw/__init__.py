@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from mapper_core import Attachment, BlockNode, Disk, ImageInfo, MapOptions, Transports, hookimpl
+from mapper_core import Access, Attachment, BlockNode, Disk, ImageInfo, MapOptions, Transports, hookimpl
 from mapper_core.errors import TruncatedImage
 
 MAPPER_API = (1, 1)
@@ -33,3 +33,28 @@ def map(disk: Disk, options: MapOptions, transports: Transports) -> Attachment:
 def unmap(transports: Transports) -> None:
     """Take away what ``map`` made."""
     transports.release()
+
+
+@hookimpl
+def create(disk: Disk, size: int) -> None:
+    """A file without content: it takes no room until it is written."""
+    from mapper_core.newfile import new_file
+    from mapper_core.transports.loop import extend
+
+    with new_file(disk.source) as fd:
+        extend(fd, size, disk.source)
+
+
+@hookimpl
+def resize(disk: Disk, size: int, attachment: Attachment | None, transports: Transports) -> None:
+    """Make the file longer, and the loop device with it."""
+    if attachment is not None:
+        transports.resize(size)
+        return
+    from mapper_core.transports.loop import extend, open_image
+
+    fd = open_image(disk.source, Access.READ_WRITE)
+    try:
+        extend(fd, size, disk.source)
+    finally:
+        os.close(fd)

@@ -37,3 +37,11 @@ def map(disk: Disk, image: ImageInfo | None, options: MapOptions, transports: Tr
 def unmap(transports: Transports) -> None:
     """Take away what ``map`` made."""
     transports.release()
+
+
+@hookimpl
+def create(disk: Disk, size: int) -> None:
+    """``qemu-img create``: one sparse file. It can be made, but not be enlarged: qemu (7.2) has no code for that."""
+    from mapper_core import qemu_img
+
+    qemu_img.create("vmdk", disk.source, size, "subformat=monolithicSparse")
