@@ -1,0 +1,51 @@
+"""A minute of coverage-guided fuzzing for each reader of bytes that strangers wrote (:mod:`tests.security.fuzz`)."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.security.fuzz.disks import SECTOR, SparseDisk, encode
+from tests.security.fuzz.readers import READERS
+
+pytestmark = pytest.mark.security
+
+ROOT = Path(__file__).parents[2]
+#: For each reader.
+SECONDS = int(os.environ.get("MAPPER_FUZZ_SECONDS", "60"))
+
+
+@pytest.mark.timeout(SECONDS + 120)
+@pytest.mark.parametrize("reader", sorted(READERS))
+def test_no_input_makes_a_reader_fail(reader: str, tmp_path: Path) -> None:
+    """Whatever it reads, it returns or raises one of our errors, soon and in little memory."""
+    corpus = tmp_path / "corpus"
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.security.fuzz", reader, str(corpus), "--seconds", str(SECONDS)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=SECONDS + 100,
+        check=False,
+    )
+    findings = [path.name for path in corpus.iterdir() if path.name.startswith(("crash-", "timeout-", "oom-"))]
+    assert done.returncode == 0 and not findings, f"{findings}\n{done.stderr[-4000:]}"
+    executions = re.search(r"number_of_executed_units: (\d+)", done.stderr)
+    assert executions and int(executions[1]) > 100 * SECONDS, done.stderr[-1000:]
+    # more was kept than it began with: the fuzzer sees the coverage, it is not shooting blindly
+    assert len(list(corpus.iterdir())) > 2 * len(set(READERS[reader].seeds()))
+
+
+def test_the_short_form_of_a_disk_is_the_disk() -> None:
+    image = bytes(5 * SECTOR) + b"x" * SECTOR + bytes(3 * SECTOR) + b"end".ljust(SECTOR, b"\0")
+    disk = SparseDisk(encode(image))
+    assert disk.size == len(image)
+    assert disk.read(0, len(image)) == image
+    assert disk.read(5 * SECTOR - 1, 3) == image[5 * SECTOR - 1 : 5 * SECTOR + 2]
+    assert disk.read(len(image) - 1, 100) == b"\0"
