@@ -8,8 +8,11 @@ output kept. What it wrote to its standard error becomes part of the error.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
+import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 from mapper_core.errors import CommandFailed, DeadlineExceeded, ToolMissing, UsageError
@@ -96,7 +99,7 @@ def run(
     with _signals_later():
         import threading
 
-        import sh  # 70 ms to import: only paid by those who start a program
+        sh = _load_sh()
 
     out, err = _Kept(limit), _Kept(limit)
     late = threading.Event()
@@ -145,6 +148,63 @@ def run(
     finally:
         timer.cancel()
     return Output(bytes(out.data), bytes(err.data))
+
+
+@functools.cache
+def _load_sh() -> Any:
+    """Import ``sh`` without the half of it that is never used here: 20 ms instead of 75 (sh 2.4, Python 3.11).
+
+    Only import statements *in sh* are answered differently, and only in a copy of the module that is ours: for everybody
+    else ``sh`` and ``asyncio`` are what they always were. It works because the ``__builtins__`` in the globals of a module
+    are those that its code uses (Python reference, "Builtins and restricted execution").
+    """
+    import builtins
+    import importlib.machinery
+    import importlib.util
+
+    found = importlib.util.find_spec("sh")
+    if found is None or not isinstance(found.loader, importlib.machinery.SourceFileLoader):
+        import sh  # installed in a way of its own (zip, frozen): as it is
+
+        return sh
+    spec = importlib.util.spec_from_file_location(f"{__name__}.sh", found.origin)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    vars(module)["__builtins__"] = {**vars(builtins), "__import__": _import_for_sh}
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return sys.modules[spec.name]  # sh replaces itself there
+
+
+def _import_for_sh(
+    name: str, outer: Any = None, inner: Any = None, names: tuple[str, ...] | None = (), level: int = 0
+) -> Any:
+    """Answer an import statement of ``sh``; see :func:`__import__`."""
+    if name == "asyncio":
+        return _LateAsyncio()
+    if name == "importlib" and names == ("metadata",):  # only to fill sh.__version__: 15 ms
+        return types.SimpleNamespace(metadata=types.SimpleNamespace(version=lambda _distribution: ""))
+    return __import__(name, outer, inner, names or (), level)
+
+
+class _LateAsyncio:
+    """``asyncio`` as sh sees it: loaded when sh is awaited, which never happens here. 30 ms."""
+
+    def __getattr__(self, name: str) -> Any:
+        import asyncio
+
+        return getattr(asyncio, name)
+
+    def get_running_loop(self) -> Any:
+        """Sh asks this for every command; who has never loaded asyncio has no loop."""
+        if "asyncio" not in sys.modules:
+            raise RuntimeError("no running event loop")
+        return self.__getattr__("get_running_loop")()
+
+    def Queue(self, *arguments: Any, **keywords: Any) -> Any:
+        """Is imported by name, but only used by ``async for``."""
+        return self.__getattr__("Queue")(*arguments, **keywords)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
 """Running programs: argument lists, a deadline, all of the output, and never an error that looks like a result."""
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -89,3 +91,26 @@ def test_no_descriptor_is_left_open() -> None:
     for _ in range(3):
         run(("true",), timeout=10)
     assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+def test_a_program_is_started_without_loading_asyncio() -> None:
+    code = (
+        "import sys; from mapper_core.process import run; run(('true',), timeout=10);"
+        "print(sorted({'asyncio', 'importlib.metadata', 'sh'} & set(sys.modules)))"
+    )
+    assert run_python(code) == "[]"
+
+
+def test_programs_can_be_started_inside_of_an_event_loop() -> None:
+    code = (
+        "import asyncio; from mapper_core.process import run\n"
+        "async def main(): return run(('echo', 'started'), timeout=10).stdout.decode().strip()\n"
+        "print(asyncio.run(main()))"
+    )
+    assert run_python(code) == "started"
+
+
+def run_python(code: str) -> str:
+    """Run a new interpreter, which has loaded nothing yet."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    return done.stdout.strip()
