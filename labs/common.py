@@ -9,7 +9,7 @@ import select
 import shlex
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 SUN_PATH_MAX = 107  # sizeof(sockaddr_un.sun_path) - 1, unix(7)
 NOT_RUNNING = 3  # LSB: "program is not running"
@@ -19,11 +19,14 @@ class LabError(Exception):
     """Is raised when a lab cannot do what was asked."""
 
 
-def run(*argv: str, seconds: float = 30.0) -> None:
-    """Run a program; its error output becomes the exception."""
+def run(*argv: str, seconds: float = 30.0, env: Mapping[str, str] | None = None) -> None:
+    """Run a program; its error output becomes the exception.
+
+    :param env: its environment; ours by default.
+    """
     try:
         done = subprocess.run(
-            argv, capture_output=True, text=True, timeout=seconds, check=False, stdin=subprocess.DEVNULL
+            argv, capture_output=True, text=True, timeout=seconds, check=False, stdin=subprocess.DEVNULL, env=env
         )
     except subprocess.TimeoutExpired as error:
         raise LabError(f"{shlex.join(argv)}: not done after {seconds:.0f} s") from error

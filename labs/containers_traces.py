@@ -1,0 +1,62 @@
+"""What a container daemon leaves outside of its lab: mounts, cgroups, directories of liblxc, the bridge's ports."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from common import LabError, run
+from containers_model import Lab
+
+CGROUP_ROOT = "/sys/fs/cgroup"
+
+
+def mounts_below(directory: str) -> list[str]:
+    """Mount points at or below a directory in this mount namespace, the newest first."""
+    points = []
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            point = line.split(" ")[4]
+            for code, char in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+                point = point.replace(code, char)
+            if point == directory or point.startswith(f"{directory}/"):
+                points.append(point)
+    return points[::-1]
+
+
+def unmount_below(directory: str) -> None:
+    """Unmount all at or below a directory, in this mount namespace."""
+    for point in mounts_below(directory):
+        with contextlib.suppress(LabError):
+            run("umount", "--no-canonicalize", point)
+    for point in mounts_below(directory):  # busy: take it out of sight, the kernel frees it with its last user
+        with contextlib.suppress(LabError):
+            run("umount", "--no-canonicalize", "--lazy", point)
+
+
+def cgroup_mounts() -> list[str]:
+    """Mount points of all cgroup hierarchies, version 1 and 2."""
+    with open("/proc/self/mountinfo", encoding="utf-8") as file:
+        return [line.split(" ")[4] for line in file if line.partition(" - ")[2].split(" ")[0] in ("cgroup", "cgroup2")]
+
+
+def of_liblxc(lab: Lab) -> Iterator[str]:
+    """Directories that liblxc makes outside of the lab and leaves behind, deepest first."""
+    path = f"/run/lxc/lock{lab.home}/containers"
+    while path != "/run":
+        yield path
+        path = os.path.dirname(path)
+    for mount in cgroup_mounts():
+        yield f"{mount}/lxc.pivot"
+
+
+def remove_cgroups(containers: list[str]) -> None:
+    """Remove cgroups of containers whose monitor was killed before it could do so."""
+    for mount in cgroup_mounts():
+        for name in containers:
+            for kind in ("payload", "monitor"):
+                top = f"{mount}/lxc.{kind}.{name}"
+                for path, _, _ in os.walk(top, topdown=False):
+                    with contextlib.suppress(OSError):  # busy: it belongs to a container of another lab
+                        os.rmdir(path)
