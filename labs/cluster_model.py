@@ -34,6 +34,8 @@ auth_service_required = cephx
 auth_client_required = cephx
 auth_allow_insecure_global_id_reclaim = false
 ms_bind_ipv6 = false
+# whole seconds; a daemon that has just been killed still has its ports for a moment; 5 by default
+ms_bind_retry_delay = 1
 run_dir = {dir}
 crash_dir = {dir}/crash
 keyring = {dir}/ceph.$name.keyring
