@@ -10,6 +10,7 @@ import enum
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 
 from mapper_core.errors import MapperError
 from mapper_core.frozen import dataclass
@@ -61,26 +62,125 @@ def holders(device_path: str) -> tuple[Holder, ...]:
     return tuple(found)
 
 
-def mount_holders(target: str) -> tuple[Holder, ...]:
+def mount_holders(target: str, observer: int | None = None) -> tuple[Holder, ...]:
     """What keeps the topmost mount on a directory from being unmounted: mounts below it, processes inside it.
 
     :param target: mount point, symbolic links resolved.
+    :param observer: process that sees it so. Then also processes count that use a copy of the mount, as services in
+        mount namespaces of their own have one: an unmount would reach those copies too.
     """
-    stacked = mountinfo.at(target)
+    seen_by = os.getpid() if observer is None else observer
+    stacked = mountinfo.at(target, pid=seen_by)
     if not stacked:
         return ()
     top = stacked[-1]
-    namespace = _namespace("self")
+    namespace = _namespace(seen_by)
     found = [
-        Holder(HolderKind.MOUNT, entry.source, os.getpid(), _process_name(os.getpid()), entry.target, namespace)
-        for entry in mountinfo.entries()
+        Holder(HolderKind.MOUNT, entry.source, seen_by, _process_name(seen_by), entry.target, namespace)
+        for entry in mountinfo.entries(seen_by)
         if entry.parent == top.id
     ]
+    ids = {top.id} if observer is None else {top.id, *_copies(top)}
     for pid in _processes():
-        opened = _open_in_mount(pid, top.id)
+        opened = _open_in_mount(pid, ids)
         if opened:
             found.append(Holder(HolderKind.PROCESS, top.source, pid, _process_name(pid), opened))
     return tuple(found)
+
+
+def _copies(mount: mountinfo.MountEntry) -> Iterator[int]:
+    """Ids of the mounts of the same filesystem in all mount namespaces but our own."""
+    own = _namespace("self")
+    for pid, namespace in _namespaces():
+        with suppress(MapperError):  # it has ended since the listing
+            if namespace != own:
+                yield from (entry.id for entry in mountinfo.entries(pid) if entry.device == mount.device)
+
+
+def describe(found: tuple[Holder, ...]) -> str:
+    """One line that names the holders."""
+    if not found:
+        return (
+            "the kernel says it is in use, but no mount and no process shows it (a lazily unmounted filesystem, "
+            "or a process that has ended meanwhile)"
+        )
+    return "; ".join(dict.fromkeys(_describe_one(holder) for holder in found))
+
+
+def advise(found: tuple[Holder, ...]) -> str:
+    """What a person can do to get the device free."""
+    advice = []
+    own = _namespace("self")
+    for holder in found:
+        if holder.kind is HolderKind.MOUNT and holder.namespace not in (0, own):
+            advice.append(f"nsenter -t {holder.pid} -m umount {holder.target}")
+        elif holder.kind is HolderKind.MOUNT:
+            advice.append(f"umount {holder.target}")
+        elif holder.kind is HolderKind.PROCESS:
+            advice.append(f"end process {holder.pid}")
+        elif holder.kind is HolderKind.SWAP:
+            advice.append(f"swapoff /dev/{holder.device}")
+        elif holder.kind is HolderKind.DEVICE:
+            advice.append(f"release {holder.target}")
+    return "; ".join(dict.fromkeys(advice))
+
+
+def _describe_one(holder: Holder) -> str:
+    who = f"process {holder.pid} ({holder.process})"
+    if holder.kind is HolderKind.MOUNT:
+        if holder.namespace in (0, _namespace("self")):
+            return f"{holder.device} is mounted on {holder.target}"
+        return f"{holder.device} is mounted on {holder.target} in mount namespace {holder.namespace} of {who}"
+    if holder.kind is HolderKind.FILESYSTEM:
+        return f"{holder.device} has an open {holder.target} filesystem that no visible mount shows"
+    if holder.kind is HolderKind.DEVICE:
+        return f"{holder.device} is used by {holder.target}"
+    if holder.kind is HolderKind.SWAP:
+        return f"{holder.device} is used as swap"
+    return f"{holder.device} is open in {who}" + (f" as {holder.target}" if holder.target else "")
+
+
+def _devices(directory: str) -> Iterator[tuple[int, str]]:
+    """(device number, kernel name) of a disk and its partitions."""
+    candidates = [directory]
+    with os.scandir(directory) as items:
+        candidates += [item.path for item in items if item.is_dir(follow_symlinks=False)]
+    for path in candidates:
+        try:
+            major, minor = block.read_attribute(f"{path}/dev").split(":")
+        except (OSError, ValueError):
+            continue  # no device (queue/, power/ ...), or it is gone
+        yield os.makedev(int(major), int(minor)), os.path.basename(path)
+
+
+def _devices_on_top(directory: str, devices: dict[int, str]) -> Iterator[Holder]:
+    disk = os.path.basename(directory)
+    for name in devices.values():
+        path = directory if name == disk else f"{directory}/{name}"
+        for on_top in _names(f"{path}/holders"):
+            yield Holder(HolderKind.DEVICE, name, target=on_top)
+    # A loop device does not register itself as a holder of the device below it.
+    for name in _names("/sys/block"):
+        if not name.startswith("loop"):
+            continue
+        try:
+            number = os.stat(block.read_attribute(f"/sys/block/{name}/loop/backing_file")).st_rdev
+        except OSError:
+            continue
+        if number in devices:
+            yield Holder(HolderKind.DEVICE, devices[number], target=name)
+
+
+def _swaps(devices: dict[int, str]) -> Iterator[Holder]:
+    try:
+        with open("/proc/swaps", encoding="utf-8", errors="surrogateescape") as file:
+            lines = file.read().splitlines()[1:]
+    except OSError:
+        return
+    for line in lines:
+        number = _node_number(line.split()[0])
+        if number in devices:
+            yield Holder(HolderKind.SWAP, devices[number])
 
 
 def describe(found: tuple[Holder, ...]) -> str:
@@ -217,8 +317,8 @@ def _openers(devices: dict[int, str]) -> Iterator[Holder]:
                 yield Holder(HolderKind.PROCESS, devices[number], pid, _process_name(pid))
 
 
-def _open_in_mount(pid: int, mount_id: int) -> str:
-    """The first path that a process has open in a mount; empty when it has none."""
+def _open_in_mount(pid: int, mount_ids: set[int]) -> str:
+    """The first path that a process has open in one of the mounts; empty when it has none."""
     for link in ("cwd", "root", "exe"):
         try:
             # O_PATH does not touch the filesystem, and fdinfo tells the mount id.
@@ -226,7 +326,7 @@ def _open_in_mount(pid: int, mount_id: int) -> str:
         except OSError:
             continue
         try:
-            if _mount_id("self", fd) == mount_id:
+            if _mount_id("self", fd) in mount_ids:
                 return os.readlink(f"/proc/{pid}/{link}")
         except OSError:
             continue
@@ -234,7 +334,7 @@ def _open_in_mount(pid: int, mount_id: int) -> str:
             os.close(fd)
     for name in _names(f"/proc/{pid}/fd"):
         try:
-            if _mount_id(pid, int(name)) == mount_id:
+            if _mount_id(pid, int(name)) in mount_ids:
                 return os.readlink(f"/proc/{pid}/fd/{name}")
         except OSError:
             continue

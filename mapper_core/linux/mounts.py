@@ -31,6 +31,7 @@ from mapper_core.linux.syscalls import (
     FSCONFIG,
     FSMOUNT,
     FSOPEN,
+    FSPICK,
     MOUNT_SETATTR,
     MOVE_MOUNT,
     OPEN_TREE,
@@ -42,9 +43,12 @@ from mapper_core.model import Access, IdMap, IdRange
 
 _FSOPEN_CLOEXEC = 1
 _FSMOUNT_CLOEXEC = 1
+_FSPICK_CLOEXEC = 1
+_FSPICK_EMPTY_PATH = 8
 _SET_FLAG = 0
 _SET_STRING = 1
 _CMD_CREATE = 6
+_CMD_RECONFIGURE = 7
 _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_F_EMPTY_PATH = 0x04
 _MOVE_MOUNT_T_EMPTY_PATH = 0x40
@@ -190,6 +194,29 @@ def set_attributes(
                 "the filesystem, or one mounted in it, cannot be idmapped", subject=_name(mount_fd)
             ) from error
         raise kernel_error(error, "cannot change the flags of the mount", subject=_name(mount_fd)) from error
+
+
+def reconfigure(mount_fd: int, options: tuple[str, ...]) -> None:
+    """Change options of a mounted filesystem, for all its mounts (fspick(2)).
+
+    :param mount_fd: any descriptor of the root of one of its mounts.
+    :param options: ``name`` or ``name=value``; what is not named stays as it is, where the filesystem does it so (tmpfs).
+    :raises KernelError: the filesystem refuses; the text has its reason.
+    """
+    try:
+        context = syscall(FSPICK, mount_fd, b"", _FSPICK_CLOEXEC | _FSPICK_EMPTY_PATH)
+    except OSError as error:
+        raise kernel_error(error, "cannot pick the filesystem", subject=_name(mount_fd)) from error
+    try:
+        for option in options:
+            name, equals, value = option.partition("=")
+            _set(context, name, value if equals else None)
+        syscall(FSCONFIG, context, _CMD_RECONFIGURE, None, None, 0)
+    except OSError as error:
+        why = f": {log}" if (log := _log(context)) else ""
+        raise kernel_error(error, f"cannot change its options{why}", subject=_name(mount_fd)) from error
+    finally:
+        os.close(context)
 
 
 def unmount(path: str, *, parent_fd: int | None = None, detach: bool = False) -> None:
