@@ -151,6 +151,10 @@ class ImageInUse(Busy):
     """Is raised when the image is used by somebody else: another mapping, a virtual machine."""
 
 
+class InUseElsewhere(ImageInUse):
+    """Is raised when another host, or a client that we do not know, uses a disk of a cluster."""
+
+
 class MappedDifferently(Busy):
     """Is raised when a disk is mapped already, but with other options (read-only, transport)."""
 
@@ -220,6 +224,12 @@ class StateCorrupt(MapperError):
 
 class NeedsRoot(MapperError):
     """Is raised when the caller lacks the privilege for it; 77 is EX_NOPERM of sysexits.h."""
+
+    exit_code = 77
+
+
+class AccessDenied(MapperError):
+    """Is raised when a storage refuses its user, or a file may not be read; 77 is EX_NOPERM of sysexits.h."""
 
     exit_code = 77
 

@@ -38,6 +38,7 @@ import pluggy
 if TYPE_CHECKING:
     from mapper_core.model import Attachment, Disk, ImageInfo, MapOptions, PartitionTable, Snapshot
     from mapper_core.partitions import ReadAt
+    from mapper_core.resources import PluginResource
     from mapper_core.transports import Transports
 
 #: Name of the pluggy project and of the entry-point group.
@@ -62,7 +63,9 @@ def map(  # type: ignore[empty-body]
     :param disk: the disk; for files ``source`` is the real path, all symbolic links resolved.
     :param image: what this plugin's ``inspect`` returned, else ``None``.
     :param options: access and transport as asked for; ``transports.attach`` obeys them.
-    :param transports: makes block devices, and writes the journal before each step.
+    :param transports: makes block devices, and writes the journal before each step. A plugin with a way of its own hands it
+        to ``attach(node, options, own=...)`` (:class:`mapper_core.transports.base.OwnTransport`), and writes down all it makes
+        by ``record``; then it has the hook ``release`` too.
     :returns: the whole-disk device. The core refuses one that is no block device, is in use already, or differs in
         size from ``image.virtual_size``.
 
@@ -88,6 +91,40 @@ def unmap(disk: Disk, attachment: Attachment | None, transports: Transports) -> 
         @hookimpl
         def unmap(transports):
             transports.release()
+    """
+
+
+@hookspec
+def release(disk: Disk, resource: PluginResource) -> None:
+    """Take away one thing that this plugin has recorded by ``transports.record``. Required to record anything.
+
+    Called by ``transports.release()``, the newest first, also after a crash, after which it may not have been made, and after a
+    reboot, which devices do not outlive. Must succeed when it is gone already.
+
+    :param disk: as it was mapped.
+    :raises MapperError: it cannot be taken away now; the journal keeps it, and ``reconcile`` tries again.
+
+    Example::
+
+        @hookimpl
+        def release(disk, resource):
+            my_cluster.unlock(disk.source, dict(resource.values)["cookie"])
+    """
+
+
+@hookspec
+def owns(disk: Disk, device: str, resources: tuple[PluginResource, ...]) -> bool:  # type: ignore[empty-body]
+    """Say whether a device that a transport of this plugin made is still that of the disk. Optional.
+
+    Asked often; must be quick and not wait for anything. Without the hook, a device with a size is taken for it.
+
+    :param resources: what the plugin has recorded for the mapping.
+
+    Example::
+
+        @hookimpl
+        def owns(device, resources):
+            return my_volumes.name_of(device) == dict(resources[0].values)["volume"]
     """
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from mapper_core.errors import StateCorrupt
 from mapper_core.frozen import dataclass
 from mapper_core.model import Access, Attachment, Disk, MapOptions, Partition, PartitionTable
-from mapper_core.resources import KINDS, Resource
+from mapper_core.resources import KINDS, PluginResource, Resource
 
 VERSION = 1
 
@@ -230,7 +230,10 @@ def _record_from_json(data: dict[str, Any]) -> Record:
     )
 
 
-def _resource_from_json(data: dict[str, str]) -> Resource:
+def _resource_from_json(data: dict[str, Any]) -> Resource:
+    # also when the plugin is not installed any more: then nobody releases it, and it stays
+    if data["kind"] not in KINDS:
+        return PluginResource(data["kind"], tuple((name, value) for name, value in data["values"]))
     values = dict(data)
     return KINDS[values.pop("kind")](**values)
 

@@ -35,7 +35,9 @@ from mapper_core.linux import block, locks
 from mapper_core.model import Access, Disk, ImageInfo, MapOptions, MappedDisk, PartitionTable
 from mapper_core.partitions import nodes
 from mapper_core.registry import Registry
+from mapper_core.resources import PluginResource
 from mapper_core.runtime import Runtime, boot_id
+from mapper_core.transports import NAMES as SHARED_TRANSPORTS
 from mapper_core.transports import Transports
 from mapper_core.transports.base import Scope
 
@@ -177,7 +179,7 @@ class Mapper:
         if not device.startswith("/dev/") or not stat.S_ISBLK(found.st_mode):
             raise PluginFault(f"{blame}, which is no block device", subject=source)
         if record.resources:
-            if not nodes.is_attached(device, record.resources):
+            if not self._owns_device(record):
                 raise PluginFault(f"{blame}, which is not the device that was made for it", subject=source)
         elif any(other.attachment and other.attachment.device == device for other in self.journal.records()):
             raise PluginFault(f"{blame}, which is another disk", subject=source)
@@ -241,6 +243,9 @@ class Mapper:
     def _undo(self, record: Record) -> None:
         """Take away whatever a record describes, however far its maker came, and the record last."""
         if record.boot != self.boot:
+            for resource in reversed(record.resources):
+                if isinstance(resource, PluginResource):  # in a cluster, for example
+                    self.registry.release(record.disk, resource)
             self.journal.remove(record.id)  # the devices went with the boot
             return
         ledger = _JournalLedger(self.journal, dataclasses.replace(record, state=State.UNMAPPING))
@@ -293,7 +298,8 @@ class Mapper:
         return self._transports(_JournalLedger(self.journal, record))
 
     def _transports(self, ledger: _JournalLedger) -> Transports:
-        return Transports(Scope(ledger, f"{self.runtime.exports}/{ledger.id}", self.runtime.locks))
+        scope = Scope(ledger, f"{self.runtime.exports}/{ledger.id}", self.runtime.locks)
+        return Transports(scope, lambda resource: self.registry.release(ledger.value.disk, resource))
 
     def _is_live(self, record: Record) -> bool:
         """Say whether a record describes a finished mapping that the kernel still has."""
@@ -306,7 +312,12 @@ class Mapper:
 
     def _owns_device(self, record: Record) -> bool:
         assert record.attachment is not None
-        return nodes.is_attached(record.attachment.device, record.resources)
+        if not nodes.is_attached(record.attachment.device, record.resources):
+            return False
+        if record.attachment.transport in SHARED_TRANSPORTS:
+            return True
+        own = tuple(resource for resource in record.resources if isinstance(resource, PluginResource))
+        return self.registry.owns(record.disk, record.attachment.device, own)
 
     def _find(self, target: str) -> Record | None:
         if not target.startswith("/"):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from mapper_core.model import Attachment, Disk, ImageInfo, MapOptions, PartitionTable, Snapshot
     from mapper_core.partitions import ReadAt
+    from mapper_core.resources import PluginResource
     from mapper_core.transports import Transports
 
 #: Comma-separated names of plugins that are not to be loaded.
@@ -195,6 +196,16 @@ class Registry:
     def break_lock(self, disk: Disk) -> None:
         """Ask the disk's plugin to take it away from a dead host."""
         self._ask(disk.format, "break_lock", disk=disk)
+
+    def release(self, disk: Disk, resource: PluginResource) -> None:
+        """Ask the disk's plugin to take away what it has recorded."""
+        self._ask(disk.format, "release", disk=disk, resource=resource)
+
+    def owns(self, disk: Disk, device: str, resources: tuple[PluginResource, ...]) -> bool:
+        """Ask the disk's plugin whether a device is still the one it made; without such a hook it is."""
+        if not self.can(disk.format, "owns"):
+            return True
+        return bool(self._ask(disk.format, "owns", disk=disk, device=device, resources=resources))
 
     def recognize(self, header: bytes, source: str) -> str:
         """Return the one format whose plugin recognises a file; ``raw`` when none does and that is installed.

@@ -47,9 +47,21 @@ class NbdResource:
     directory: str
 
 
-Resource = LoopResource | DaemonResource | NbdResource
+@dataclass(frozen=True, slots=True)
+class PluginResource:
+    """Something that only the plugin of the disk can take away (hook ``release``).
 
-#: By ``kind``, which is the name of the transport that makes them.
+    :param kind: what it is, unique among the resources of the plugin; begins with the name of the format.
+    :param values: (name, value) pairs that are enough to find it.
+    """
+
+    kind: str
+    values: tuple[tuple[str, str], ...]
+
+
+Resource = LoopResource | DaemonResource | NbdResource | PluginResource
+
+#: Those of the core by ``kind``, which is the name of the transport that makes them; all others are plugins' own.
 KINDS: dict[str, type[LoopResource] | type[DaemonResource] | type[NbdResource]] = {
     LoopResource.kind: LoopResource,
     DaemonResource.kind: DaemonResource,

@@ -32,6 +32,13 @@ def _idmap(text: str) -> tuple[int, int]:
     raise argparse.ArgumentTypeError(f"{text!r} is not HOST:COUNT (first host id, number of ids): 100000:65536")
 
 
+def _setting(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not separator or not name:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, value
+
+
 # --- options that several commands have ---------------------------------------------------------------------
 
 
@@ -44,6 +51,7 @@ def _completes(action: argparse.Action, how: dict[str, str]) -> None:
 COMPLETE_FILE = {"bash": "_shtab_compgen_files", "zsh": "_files"}
 COMPLETE_DIRECTORY = {"bash": "_shtab_compgen_dirs", "zsh": "_files -/"}
 COMPLETE_FORMAT = {"bash": "_mapper_cli_formats", "zsh": "_mapper_cli_formats"}
+COMPLETE_TRANSPORT = {"bash": "_mapper_cli_transports", "zsh": "_mapper_cli_transports"}
 COMPLETE_MAPPED = {"bash": "_mapper_cli_mapped", "zsh": "_mapper_cli_mapped"}
 COMPLETE_TREE = {"bash": "_mapper_cli_trees", "zsh": "_mapper_cli_trees"}
 
@@ -75,15 +83,28 @@ def _add_declaration(parser: argparse.ArgumentParser) -> None:
         ),
         COMPLETE_DIRECTORY,
     )
+    parser.add_argument(
+        "-o",
+        "--option",
+        metavar="NAME=VALUE",
+        type=_setting,
+        action="append",
+        default=[],
+        help="setting for the format's plugin, such as user=NAME of a storage cluster; can be repeated",
+    )
 
 
 def _add_mapping(parser: argparse.ArgumentParser) -> None:
     """How the image is mapped."""
     parser.add_argument("-r", "--read-only", action="store_true", help="never write to the image")
-    parser.add_argument(
-        "--transport",
-        choices=TRANSPORTS,
-        help=f"how the image becomes a device: {', '.join(TRANSPORTS)}; without it the first that works here",
+    _completes(
+        parser.add_argument(
+            "--transport",
+            metavar="NAME",
+            help=f"how the image becomes a device: {', '.join(TRANSPORTS)}, or one of the plugin's own;"
+            " without it the first that works here",
+        ),
+        COMPLETE_TRANSPORT,
     )
     parser.add_argument("--max-size", metavar="SIZE", type=_size, help="refuse larger virtual disks; 512M, 10G, 1.5T")
 
@@ -154,6 +175,11 @@ def _mount(parser: argparse.ArgumentParser) -> None:
 def _umount(parser: argparse.ArgumentParser) -> None:
     directories = parser.add_argument("directories", metavar="DIR", nargs="+", help="directory that was given to mount")
     _completes(directories, COMPLETE_TREE)
+    _add_json(parser)
+
+
+def _break_lock(parser: argparse.ArgumentParser) -> None:
+    _add_image(parser)
     _add_json(parser)
 
 
@@ -280,6 +306,14 @@ COMMANDS: dict[str, Command] = {
         "Exit status 0 when no check has failed, else 1.",
         (("doctor", "a report"), ("doctor --json", "for monitoring")),
         _add_json,
+    ),
+    "break-lock": Command(
+        "takeover:break_lock",
+        "take a disk away from a host that is dead",
+        "Takes a disk of a cluster away from the host that holds it, when that host is dead and does not come back: its\n"
+        "clients are shut out of the cluster, then its lock is removed. A host that lives loses what it has not written.",
+        (("break-lock one/one-7 -f rbd -o user=oneadmin", "the host that had the image can write no more"),),
+        _break_lock,
     ),
     "reconcile": Command(
         "host:reconcile",

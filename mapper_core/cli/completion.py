@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mapper_core.cli import parser
 from mapper_core.errors import ToolMissing
+from mapper_core.transports import NAMES as TRANSPORTS
 
 # awk and not --json: nothing on a plain host reads JSON in a shell
 _BASH = """\
@@ -11,6 +12,7 @@ _mapper_cli_words() { compgen -W "$2" -- "$1"; }
 _mapper_cli_formats() {
   _mapper_cli_words "$1" "$("${COMP_WORDS[0]}" plugins 2>/dev/null | awk 'NR > 1 && $4 == "ok" { print $1 }')"
 }
+_mapper_cli_transports() { _mapper_cli_words "$1" "@TRANSPORTS@"; }
 _mapper_cli_mapped() {
   _mapper_cli_words "$1" "$("${COMP_WORDS[0]}" ls 2>/dev/null | awk '/^\\/dev\\// { print $1 }')"
   compgen -f -- "$1"
@@ -23,6 +25,7 @@ _mapper_cli_trees() {
 
 _ZSH = """\
 _mapper_cli_formats() { compadd -- ${(f)"$(mapper-cli plugins 2>/dev/null | awk 'NR > 1 && $4 == "ok" { print $1 }')"} }
+_mapper_cli_transports() { compadd -- @TRANSPORTS@ }
 _mapper_cli_mapped() {
   compadd -- ${(f)"$(mapper-cli ls 2>/dev/null | awk '/^\\/dev\\// { print $1 }')"}
   _files
@@ -46,5 +49,6 @@ def script(shell: str) -> str:
         raise ToolMissing(
             "completion needs the Python package shtab", subject="shtab", hint="pip install 'mapper-core[completion]'"
         ) from error
-    text: str = shtab.complete(parser.build(), shell=shell, preamble={"bash": _BASH, "zsh": _ZSH}[shell])
+    preamble = {"bash": _BASH, "zsh": _ZSH}[shell].replace("@TRANSPORTS@", " ".join(TRANSPORTS))
+    text: str = shtab.complete(parser.build(), shell=shell, preamble=preamble)
     return text if text.endswith("\n") else f"{text}\n"

@@ -49,7 +49,7 @@ def contents_of(arguments: Arguments, output: Output) -> Contents:
         return _read(mapper, os.path.realpath(target))
     if _may_read_journal(mapper) and (mapped := mapper.find(target)) is not None:
         return _read_mapped(mapped)
-    disk = disk_from(arguments, mapper.registry, output, target)
+    disk = disk_from(arguments, mapper.registry, output, arguments.target)
     if disk.format == "raw":
         mapper.inspect(disk)  # the core's checks
         return _read(mapper, os.path.realpath(disk.source))

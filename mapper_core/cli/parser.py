@@ -46,6 +46,7 @@ class Arguments(argparse.Namespace):
     read_only: bool
     transport: str | None
     allow_dir: list[str]
+    option: list[tuple[str, str]]
     max_size: int | None
     root: str
     idmap: tuple[int, int] | None

@@ -26,7 +26,8 @@ def disk_from(arguments: Arguments, registry: Registry, output: Output, name: st
     image = arguments.image if name is None else name
     allowed = tuple(_directory(directory) for directory in arguments.allow_dir)
     if arguments.format is not None:
-        return Disk(source_of(image, arguments.format), arguments.format, allowed)
+        source = source_of(image, arguments.format, registry)
+        return Disk(source, arguments.format, allowed, tuple(arguments.option))
     from mapper_core import formats, policy
     from mapper_core.identity import identify
 
@@ -37,16 +38,19 @@ def disk_from(arguments: Arguments, registry: Registry, output: Output, name: st
         raise UnsupportedFormat(f"is no disk image but packed with {packed}", subject=real, hint=hint)
     found = registry.recognize(header, real)
     output.note(f"{image} looks like {found}; --format {found} is safer, since a guest can forge the content")
-    return Disk(os.path.abspath(image), found, allowed)
+    return Disk(os.path.abspath(image), found, allowed, tuple(arguments.option))
 
 
-def source_of(image: str, declared: str) -> str:
+def source_of(image: str, declared: str, registry: Registry) -> str:
     """Return an absolute path, or the name of a volume as it is.
 
-    A name is that of a volume when nothing of that name is here and the declared format is not one of files.
+    A name is that of a volume when the plugin of the declared format has names of its own (hook ``identify``), and when nothing
+    of that name is here and the declared format is not one of files.
     """
     from mapper_core import formats
 
+    if registry.can(declared, "identify"):
+        return image
     if image.startswith(("/", "./", "../")) or os.path.lexists(image) or declared in (formats.RAW, *formats.KNOWN):
         return os.path.abspath(image)
     return image

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mapper_core.errors import NotMapped, NotSupported, TransportUnavailable, UsageError
+from mapper_core.resources import PluginResource
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mapper_core.model import Attachment, MapOptions
     from mapper_core.resources import Resource
-    from mapper_core.transports.base import Scope, Transport
+    from mapper_core.transports.base import OwnTransport, Scope, Transport
     from mapper_core.transports.blockgraph import BlockNode
     from mapper_core.transports.storage_daemon import StorageDaemonTransport
 
@@ -21,21 +24,40 @@ class Transports:
     """Makes and releases the block device of one mapping.
 
     :param scope: the mapping's directory and journal.
+    :param release_own: takes away what only the plugin can.
     """
 
-    def __init__(self, scope: Scope) -> None:
+    def __init__(self, scope: Scope, release_own: Callable[[PluginResource], None]) -> None:
         self._scope = scope
+        self._release_own = release_own
         self._released: set[Resource] = set()
 
-    def attach(self, node: BlockNode, options: MapOptions) -> Attachment:
+    @property
+    def id(self) -> str:
+        """Key of the mapping in the journal of this host."""
+        return self._scope.ledger.id
+
+    def path(self, suffix: str) -> str:
+        """Where the plugin may keep a file as long as the mapping exists; it is to be recorded, and removed by ``release``.
+
+        :param suffix: the end of its name, without a slash.
+        """
+        return f"{self._scope.directory}.{suffix}"
+
+    def record(self, resource: PluginResource) -> None:
+        """Write down durably what is about to be made; the hook ``release`` gets it to take it away."""
+        self._scope.ledger.record(resource)
+
+    def attach(self, node: BlockNode, options: MapOptions, own: tuple[OwnTransport, ...] = ()) -> Attachment:
         """Make a block device from an image, by the transport that was asked for or the first that can.
 
+        :param own: transports of the plugin, preferred to those that all share.
         :raises UsageError: the transport that was asked for does not exist.
         :raises TransportUnavailable: it, or every one, does not work for this image on this host.
         """
         reasons: list[str] = []
-        for name in _candidates(options):
-            transport = transport_named(name)
+        for name in _candidates(options, own):
+            transport = next((item for item in own if item.name == name), None) or transport_named(name)
             if not transport.accepts(node):
                 reasons.append(f"{name} cannot carry {node.driver}")
                 continue
@@ -74,9 +96,10 @@ class Transports:
         self._daemon().snapshot_delete(identifier, name, self._scope)
 
     def _kind(self) -> str:
-        """The transport of this mapping: the one that recorded the first resource."""
+        """The transport of this mapping: the one that recorded the first resource of the core."""
         for resource in self._scope.ledger.resources:
-            return resource.kind
+            if not isinstance(resource, PluginResource):
+                return resource.kind
         raise NotMapped("it is not mapped", subject=self._scope.ledger.id)
 
     def _daemon(self) -> StorageDaemonTransport:
@@ -94,17 +117,24 @@ class Transports:
     def release(self) -> None:
         """Take away everything that was made for this mapping, the newest first. Nothing left to do is a success."""
         for resource in reversed(self._scope.ledger.resources):
-            if resource not in self._released:
+            if resource in self._released:
+                continue
+            if isinstance(resource, PluginResource):
+                self._release_own(resource)
+            else:
                 transport_named(resource.kind).release(resource, self._scope)
-                self._released.add(resource)
+            self._released.add(resource)
 
 
-def _candidates(options: MapOptions) -> tuple[str, ...]:
+def _candidates(options: MapOptions, own: tuple[OwnTransport, ...]) -> tuple[str, ...]:
+    names = (*(transport.name for transport in own), *NAMES)
     if options.transport is None:
-        return NAMES
-    if options.transport not in NAMES:
+        return names
+    if options.transport not in names:
         raise UsageError(
-            f"there is no transport {options.transport!r}", subject="--transport", hint=f"one of: {', '.join(NAMES)}"
+            f"there is no transport {options.transport!r} for this disk",
+            subject="--transport",
+            hint=f"one of: {', '.join(names)}",
         )
     return (options.transport,)
 

@@ -60,8 +60,11 @@ class Scope:
     locks: str
 
 
-class Transport(Protocol):
-    """A way in which bytes become a block device."""
+class OwnTransport(Protocol):
+    """A way in which bytes become a block device; as much of it as a plugin has to bring for one of its own.
+
+    What it makes is a :class:`~mapper_core.resources.PluginResource`, which the plugin's hook ``release`` takes away.
+    """
 
     name: str
 
@@ -73,6 +76,10 @@ class Transport(Protocol):
 
     def attach(self, node: BlockNode, access: Access, scope: Scope) -> Attachment:
         """Make a block device; each step is recorded before it is done."""
+
+
+class Transport(OwnTransport, Protocol):
+    """A way in which bytes become a block device, which all plugins share."""
 
     def resize(self, size: int, scope: Scope) -> None:
         """Make the image of a mapping, and its device, larger, while they are in use.

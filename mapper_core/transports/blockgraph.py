@@ -25,19 +25,33 @@ ROOT_NODE = "disk"
 
 
 @dataclass(frozen=True, slots=True)
+class Protocol:
+    """Where the bytes of an image are, if not in a file: a protocol driver of qemu.
+
+    :param driver: its name, such as ``rbd``.
+    :param options: (name, value) pairs for it. Everybody on the host can read them: no keys.
+    """
+
+    driver: str
+    options: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class BlockNode:
-    """An image file with a qemu format driver, and the files below it.
+    """An image with a qemu format driver, and the files below it.
 
     :param driver: name of qemu's format driver: ``raw``, ``qcow2``, ``vmdk`` ...
-    :param filename: absolute path of the file or block device.
+    :param filename: absolute path of the file or block device; with a ``protocol`` the name of the volume, for messages.
     :param backing: the image below; ``None``: there is none, whatever the header says.
     :param data_file: external data file of a qcow2 image; ``None``: the data is in the image.
+    :param protocol: where the image is; ``None``: in a file.
     """
 
     driver: str
     filename: str = ""
     backing: BlockNode | None = None
     data_file: BlockNode | None = None
+    protocol: Protocol | None = None
 
 
 def graph_of(image: ImageInfo) -> BlockNode:
@@ -96,7 +110,11 @@ def _definition(node: BlockNode, root: str, depth: int, access: Access) -> dict[
     definition: dict[str, object] = {"driver": node.driver, "node-name": name, "read-only": read_only}
     if not read_only:
         definition["discard"] = "unmap"
-    definition["file"] = _file(node.filename, f"{name}-file", access)
+    if node.protocol is None:
+        definition["file"] = _file(node.filename, f"{name}-file", access)
+    else:
+        own = {"driver": node.protocol.driver, "node-name": f"{name}-file", "read-only": read_only}
+        definition["file"] = {**dict(node.protocol.options), **own}
     if node.data_file is not None:
         definition["data-file"] = _definition(node.data_file, f"{name}-data", 0, access)
     if node.backing is not None:

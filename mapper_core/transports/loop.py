@@ -28,8 +28,8 @@ class LoopTransport:
         return Availability()
 
     def accepts(self, node: BlockNode) -> bool:
-        """Only bytes as they are: no format, no backing file."""
-        return node.driver == "raw" and node.backing is None and node.data_file is None
+        """Only bytes as they are, in a file: no format, no backing file."""
+        return node.driver == "raw" and node.backing is None and node.data_file is None and node.protocol is None
 
     def attach(self, node: BlockNode, access: Access, scope: Scope) -> Attachment:
         """Bind the file.

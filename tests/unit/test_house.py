@@ -126,6 +126,7 @@ def test_the_driver_knows_no_format() -> None:
         if path.is_relative_to(ROOT / "driver")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.lower() in formats
+        if node.value != "RBD"  # a word of OpenNebula's too: a DISK_TYPE
     ]
     assert found == []
 

@@ -71,7 +71,7 @@ def test_an_idmap_that_makes_no_sense_is_refused(text: str) -> None:
         # what hands that know `losetup -f FILE` type
         (["map", "-f", "disk.img"], "required: IMAGE", "-f takes the format of the image (as in qemu-nbd)"),
         (["unmap"], "required: IMAGE|DEVICE", "see: mapper-cli unmap --help"),
-        (["map", "a", "--transport", "scsi"], "invalid choice: 'scsi'", "see: mapper-cli map --help"),
+        (["map", "a", "-o", "user"], "'user' is not NAME=VALUE", "see: mapper-cli map --help"),
         (["map", "a", "--max-size", "much"], "'much' is not a size", "see: mapper-cli map --help"),
         (["map", "a", "--forma", "raw"], "unrecognized arguments: --forma", "see: mapper-cli map --help"),
         (["ls", "extra"], "unrecognized arguments: extra", "see: mapper-cli ls --help"),
