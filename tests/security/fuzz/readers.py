@@ -39,7 +39,9 @@ class Reader:
 
 
 def _inspect(data: bytes, inspect: Callable[[str, tuple[str, ...]], ImageInfo]) -> None:
+    from mapper_core import policy
     from mapper_core.errors import MapperError
+    from mapper_core.model import Access, Disk, MapOptions
 
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as directory:
         path = f"{directory}/disk"
@@ -50,6 +52,7 @@ def _inspect(data: bytes, inspect: Callable[[str, tuple[str, ...]], ImageInfo]) 
             os.close(fd)
         with suppress(MapperError):
             info = inspect(path, ())
+            policy.check_image(Disk(path, info.format), info, MapOptions(Access.READ_ONLY))
             assert info.virtual_size > 0 and info.virtual_size % 512 == 0, info
             for layer in info.chain():
                 assert all(item.path.startswith(f"{directory}/") for item in layer.references), info
