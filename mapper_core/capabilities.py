@@ -9,12 +9,15 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from contextlib import ExitStack, suppress
 
 from mapper_core.errors import (
     AlreadyExists,
     BadPartitionTable,
+    DeadlineExceeded,
     ImageInUse,
     MappedDifferently,
+    MapperError,
     NotFound,
     NotSupported,
     PluginFault,
@@ -34,6 +37,9 @@ SECTOR = 512
 
 #: No disk is larger, bytes: the kernel counts offsets in 63 bits, and a table behind the end must not overflow them.
 MAX_SIZE = 1 << 62
+
+#: How long the filesystems of a mapped disk may stand still for a snapshot.
+FREEZE_SECONDS = 40
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _WRITE = MapOptions(Access.READ_WRITE)
@@ -186,10 +192,50 @@ def snapshot_create(mapper: Mapper, disk: Disk, name: str) -> None:
         record = _settled_or_checked(mapper, disk, identity)
         if any(item.name == name for item in mapper.registry.snapshots(disk)):
             raise AlreadyExists(f"has a snapshot {name!r} already", subject=disk.source)
-        transports = mapper.transports_of(record)
-        mapper.registry.snapshot_create(disk, name, record.attachment, transports)
+        if record.attachment is None:
+            mapper.registry.snapshot_create(disk, name, None, mapper.transports_of(record))
+        else:
+            _snapshot_mapped(mapper, record, name)
         if not any(item.name == name for item in mapper.registry.snapshots(disk)):
             raise PluginFault(f"the plugin {disk.format} has made no snapshot {name!r}", subject=disk.source)
+
+
+def _snapshot_mapped(mapper: Mapper, record: Record, name: str) -> None:
+    assert record.attachment is not None
+    from mapper_core.linux import filesystems, freeze
+
+    with filesystems.of_device(record.attachment.device) as found, ExitStack() as stack:
+        if record.snapshot:  # of somebody who was killed, and his guard with him
+            freeze.thaw(found)
+        mapper.journal.write(dataclasses.replace(record, snapshot=name))
+        stack.callback(mapper.journal.write, dataclasses.replace(record, snapshot=""))
+        partitions = record.table.partitions if record.table else ()
+        for device in {record.attachment.device, *(partition.device for partition in partitions)}:
+            _flush(device)
+        try:
+            with freeze.frozen(found, seconds=FREEZE_SECONDS):
+                mapper.registry.snapshot_create(record.disk, name, record.attachment, mapper.transports_of(record))
+        except DeadlineExceeded:
+            with suppress(MapperError):  # it is not what was promised
+                mapper.registry.snapshot_delete(record.disk, name, record.attachment, mapper.transports_of(record))
+            raise
+
+
+def thaw(mapper: Mapper, record_id: str) -> bool:
+    """Thaw the filesystems of a mapped disk whose snapshot a crash has interrupted; ``True`` when there was something to do.
+
+    :raises Busy: a process makes a snapshot now.
+    """
+    from mapper_core.linux import filesystems, freeze
+
+    with mapper.lock(record_id):
+        record = mapper.settled(record_id)
+        if record is None or record.attachment is None or not record.snapshot:
+            return False
+        with filesystems.of_device(record.attachment.device) as found:
+            freeze.thaw(found)
+        mapper.journal.write(dataclasses.replace(record, snapshot=""))
+        return True
 
 
 def snapshot_revert(mapper: Mapper, disk: Disk, name: str) -> None:
@@ -349,6 +395,15 @@ def _device_size(device: str) -> int:
     fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return block.size(fd)
+    finally:
+        os.close(fd)
+
+
+def _flush(device: str) -> None:
+    """Write back what was written to the device itself, and not to a filesystem."""
+    fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        block.flush(fd)
     finally:
         os.close(fd)
 

@@ -176,6 +176,10 @@ class TransportUnavailable(NotSupported):
     """Is raised when no transport, or not the forced one, works on this host."""
 
 
+class NoRoomToGrow(NotSupported):
+    """Is raised when a partition is to grow and something follows it."""
+
+
 # --- 7: refused for safety ----------------------------------------------------------------------------
 
 

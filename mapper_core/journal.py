@@ -37,6 +37,7 @@ class Record:
     :param resources: in the order in which they were made.
     :param users: who holds the mapping.
     :param resize_to: size to which a resize is bringing the disk now, bytes; 0: none.
+    :param snapshot: name of the snapshot for which its filesystems are frozen now; empty: none.
     """
 
     id: str
@@ -51,6 +52,7 @@ class Record:
     table: PartitionTable | None = None
     users: tuple[str, ...] = ()
     resize_to: int = 0
+    snapshot: str = ""
 
 
 class Journal:
@@ -204,6 +206,7 @@ def _record_to_json(record: Record) -> dict[str, Any]:
         "table": {**plain(table), "partitions": [plain(item) for item in table.partitions]} if table else None,
         "users": list(record.users),
         "resize_to": record.resize_to,
+        "snapshot": record.snapshot,
     }
 
 
@@ -227,6 +230,7 @@ def _record_from_json(data: dict[str, Any]) -> Record:
         table=_table_from_json(table) if table else None,
         users=tuple(data["users"]),
         resize_to=data.get("resize_to", 0),
+        snapshot=data.get("snapshot", ""),
     )
 
 

@@ -16,8 +16,9 @@ import re
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
+from mapper_core.capabilities import resize, thaw
 from mapper_core.errors import Busy, MapperError
 from mapper_core.frozen import dataclass
 from mapper_core.journal import Record, State
@@ -68,6 +69,14 @@ class Report:
     problems: tuple[Action, ...]
 
 
+class _Attempt(Protocol):
+    """Does something, or says that it would be done: kind, subject, reason, the work, and what that means."""
+
+    def __call__(
+        self, kind: str, subject: str, reason: str, repair: Callable[[], object], what: str = ..., /
+    ) -> None: ...
+
+
 def reconcile(mapper: Mapper, mode: Mode = Mode.REPAIR, *, settle_seconds: float = SETTLE_SECONDS) -> Report:
     """Put the whole node in order; run it as often as you like.
 
@@ -90,10 +99,10 @@ def _one_pass(mapper: Mapper, mode: Mode) -> tuple[Report, bool]:
     alive = _Owners()
     is_busy = False
 
-    def attempt(kind: str, subject: str, reason: str, repair: Callable[[], object]) -> None:
+    def attempt(kind: str, subject: str, reason: str, repair: Callable[[], object], what: str = "released") -> None:
         nonlocal is_busy
         if mode is Mode.DRY_RUN:
-            actions.append(Action(kind, subject, f"would be released: {reason}"))
+            actions.append(Action(kind, subject, f"would be {what}: {reason}"))
             return
         try:
             repair()
@@ -101,7 +110,7 @@ def _one_pass(mapper: Mapper, mode: Mode) -> tuple[Report, bool]:
             is_busy |= isinstance(error, Busy)
             problems.append(Action(kind, subject, f"{reason}, but {error}"))
         else:
-            actions.append(Action(kind, subject, f"released: {reason}"))
+            actions.append(Action(kind, subject, f"{what}: {reason}"))
 
     for tree in mounted.records(mapper):
         if reason := _why_tree_goes(mapper, tree, alive):
@@ -137,20 +146,24 @@ def _why_tree_goes(mapper: Mapper, tree: TreeRecord, alive: _Owners) -> str:
     return "" if alive(tree.owner) else f"its owner {tree.owner} is gone"
 
 
-def _reconcile_disk(
-    mapper: Mapper, record: Record, alive: _Owners, attempt: Callable[[str, str, str, Callable[[], object]], None]
-) -> None:
+def _reconcile_disk(mapper: Mapper, record: Record, alive: _Owners, attempt: _Attempt) -> None:
     source = record.disk.source
-    if record.state != State.MAPPED:
+    if record.state != State.MAPPED or record.resize_to or record.snapshot:
         try:
             with mapper.lock(record.id):
                 pass
         except Busy:
             return  # a process is at work
+    if record.state != State.MAPPED:
         attempt("disk", source, f"a crash left it {record.state}", partial(mapper.repair, record.id))
     elif mapper.find(record.id) is None:
         attempt("disk", source, "its device is gone", partial(mapper.repair, record.id))
     else:
+        if record.snapshot:
+            attempt("disk", source, "a crash interrupted a snapshot", partial(thaw, mapper, record.id), "thawed")
+        if record.resize_to:
+            finish = partial(resize, mapper, record.disk, record.resize_to)
+            attempt("disk", source, f"a crash interrupted its resize to {record.resize_to}", finish, "finished")
         for user in record.users:
             if _is_tree_without_record(mapper, user):
                 reason = f"the tree {user} is gone"

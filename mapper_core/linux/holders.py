@@ -183,7 +183,34 @@ def _swaps(devices: dict[int, str]) -> Iterator[Holder]:
             yield Holder(HolderKind.SWAP, devices[number])
 
 
+def mounts(device_path: str) -> Iterator[tuple[int, str, mountinfo.MountEntry]]:
+    """Every visible mount of a device and of its partitions: a process that sees it, the kernel name, the mount.
+
+    :raises NotFound: when there is no such device.
+    :raises Refused: when it is not a block device.
+    """
+    devices = dict(_devices(block.sysfs_directory(block.device_number(device_path))))
+    for pid, _, name, entry in _mount_entries(devices):
+        yield pid, name, entry
+
+
+def filesystems(device_path: str) -> Iterator[tuple[str, str]]:
+    """Every filesystem that the kernel has open on a device or its partitions, mounted visibly or not: name and type.
+
+    :raises NotFound: when there is no such device.
+    :raises Refused: when it is not a block device.
+    """
+    for holder in _filesystems(dict(_devices(block.sysfs_directory(block.device_number(device_path))))):
+        yield holder.device, holder.target
+
+
 def _mounts(devices: dict[int, str]) -> Iterator[Holder]:
+    for pid, namespace, name, entry in _mount_entries(devices):
+        yield Holder(HolderKind.MOUNT, name, pid, _process_name(pid), entry.target, namespace)
+
+
+def _mount_entries(devices: dict[int, str]) -> Iterator[tuple[int, int, str, mountinfo.MountEntry]]:
+    """(process, mount namespace, kernel name, mount)."""
     numbers: dict[str, int] = {}
     for pid, namespace in _namespaces():
         try:
@@ -198,7 +225,7 @@ def _mounts(devices: dict[int, str]) -> Iterator[Holder]:
                     numbers[entry.source] = _node_number(entry.source)
                 number = numbers[entry.source]
             if number in devices:
-                yield Holder(HolderKind.MOUNT, devices[number], pid, _process_name(pid), entry.target, namespace)
+                yield pid, namespace, devices[number], entry
 
 
 def _filesystems(devices: dict[int, str]) -> Iterator[Holder]:

@@ -30,7 +30,7 @@ from mapper_core.transports.qmp import Monitor
 PROGRAM = "qemu-storage-daemon"
 START_SECONDS = 30
 STOP_SECONDS = 60  # it writes its caches back
-MONITOR_SECONDS = 120  # a snapshot writes all caches back, and copies the tables
+MONITOR_SECONDS = 30  # a snapshot writes all caches back, and copies tables, while filesystems stand still
 
 
 class StorageDaemonTransport:
