@@ -246,6 +246,8 @@ def main() -> int:
     if os.geteuid() != 0:
         parser.error("must run as root")
     directory = os.path.realpath(options.dir)
+    for name in [name for name in os.environ if name.startswith("CEPH_")]:
+        del os.environ[name]  # they would make Ceph's programs and libraries talk to another cluster
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         if options.command in ("env", "status"):

@@ -76,17 +76,11 @@ def argv(lab: Lab, name: str) -> list[str]:
     return [f"ceph-{name}", f"--conf={lab.conf}", "--id", "a" if name == "mon" else "0"]
 
 
-def environment() -> dict[str, str]:
-    """The environment without variables that would make Ceph's programs talk to another cluster."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("CEPH_")}
-
-
 def launch(lab: Lab, name: str) -> Daemon:
     """Start a daemon in the foreground of a session of its own, its output going to its log."""
     with open(lab.log(name), "ab") as log:
         process = subprocess.Popen(
             [*argv(lab, name), "-f"],
-            env=environment(),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -152,7 +146,8 @@ def _answer(
         import rados
 
         settings = {name: str(int(seconds)) for name in timeouts}
-        settings["objecter_tick_interval"] = "0.2"  # seconds until a request is tried again; 5 by default
+        # seconds until a request without an answer is looked at, and until the client asks where the OSD is now; 5 and 10
+        settings |= {"objecter_tick_interval": "0.2", "objecter_timeout": "0.5"}
         with rados.Rados(conffile=lab.conf, name="client.admin", conf=settings) as connection:
             question(connection, *arguments)
     except Exception as error:  # whatever it is, the parent reports it

@@ -16,7 +16,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 #: Programs that serve block devices or filesystems, or hold a container; a process of one of these is a resource.
-DAEMONS = ("qemu-nbd", "qemu-storage-daemon", "rbd-nbd", "nbdkit", "nbdfuse", "fuse2fs", "bindfs")
+DAEMONS = (
+    *("qemu-nbd", "qemu-storage-daemon", "nbdkit", "nbdfuse", "fuse2fs", "bindfs"),
+    *("rbd-nbd", "rbd-fuse", "ceph-fuse", "ceph-mon", "ceph-osd", "ceph-mgr"),
+)
 #: LXC's monitor renames itself to ``[lxc monitor] PATH CONTAINER``.
 LXC_MONITOR = "[lxc monitor]"
 
@@ -71,8 +74,10 @@ def block_devices() -> Iterator[Item]:
                     yield Item("partition", f"partition {part} {sequence}", f"/dev/{part}", touches)
     for number in _names("/sys/bus/rbd/devices"):
         directory = f"/sys/bus/rbd/devices/{number}"
-        image = "/".join(_read(f"{directory}/{file}") for file in ("pool", "name", "current_snap"))
-        yield Item("rbd", f"rbd {number} {image}", f"/dev/rbd{number} ({image})", (image,))
+        # Documentation/ABI/testing/sysfs-bus-rbd; the client is another one for each mapping, unless it is shared
+        image = "/".join(_read(f"{directory}/{file}") for file in ("pool", "pool_ns", "name", "current_snap"))
+        client = _read(f"{directory}/client_id")
+        yield Item("rbd", f"rbd {number} {image} {client}", f"/dev/rbd{number} ({image})", (image,))
 
 
 def mounts() -> Iterator[Item]:

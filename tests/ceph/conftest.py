@@ -21,6 +21,12 @@ def ceph_installed() -> None:
         pytest.skip(f"{', '.join(missing)}: not installed (scripts/setup does it)")
 
 
+@pytest.fixture(autouse=True)
+def _no_cluster_of_the_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("CEPH_")]:
+        monkeypatch.delenv(name)
+
+
 def _lab(name: str) -> Iterator[Cluster]:
     directory = f"/var/lib/mapper-lab/{name}{os.getpid()}"
     run(LAB, "up", directory)

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from mapper_core.testing import leaks
+
 from .bindings import load
 from .cluster import LAB, MIB, Cluster, Images, run, traces
 
@@ -73,9 +75,13 @@ def system_files() -> list[str]:
 def test_life(directory: str) -> None:
     """Up and down twice each; afterwards no process, port or file is left, and none outside of the directory ever was."""
     before = system_files()
+    in_use = leaks.snapshot()
     assert status(directory) == (DOWN, "down")
     run(LAB, "down", directory)
-    run(LAB, "up", directory)
+    with pytest.MonkeyPatch.context() as shell:  # variables of another cluster are none of its business
+        shell.setenv("CEPH_ARGS", "--id nobody")
+        shell.setenv("CEPH_KEYRING", "/nowhere")
+        run(LAB, "up", directory)
     pids = processes(directory)
     assert sorted(pids.values()) == ["ceph-mon", "ceph-osd"]
     run(LAB, "up", directory)
@@ -84,8 +90,10 @@ def test_life(directory: str) -> None:
     ports = listening(pids)
     assert {address for address, _ in ports} == {"0100007F"}  # 127.0.0.1 as the kernel prints it, and no IPv6
     assert len(ports) == 10  # two of the monitor, four pairs of the OSD
+    assert [item.kind for item in leaks.diff(in_use, leaks.snapshot(), (directory,)).items] == ["process", "process"]
     run(LAB, "down", directory)
     run(LAB, "down", directory)
+    assert not leaks.diff(in_use, leaks.snapshot(), (directory,))
     assert status(directory) == (DOWN, "down")
     assert not os.path.exists(directory)
     assert processes(directory) == {}
