@@ -10,18 +10,18 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from mapper_core.errors import MapperError, NotSupported
 
 if TYPE_CHECKING:
-    from mapper_driver.actions.node import Node
     from mapper_driver.opennebula.argv import Common
     from mapper_driver.opennebula.config import Config
     from mapper_driver.opennebula.framing import Log
     from mapper_driver.opennebula.xml import Document
+
+    Act = Callable[[Common, Document, Config, Log], tuple[str, float]]
 
 USAGE = """\
 usage: mapper-driver run SCRIPT_DIR ACTION ARGUMENT... <XML
@@ -95,49 +95,45 @@ def _carry_out(script_dir: str, action: str, argv: Sequence[str], log: Log) -> t
     return _ACTIONS[action](given, document, config, log)
 
 
-def _deploy(given: Common, document: Document, config: Config, log: Log) -> tuple[str, float]:
-    from mapper_driver.actions.deploy import deploy
-    from mapper_driver.opennebula.argv import check_same_machine
-    from mapper_driver.opennebula.parse import parse_vm
+def _lifecycle(name: str) -> Act:
+    def act(given: Common, document: Document, config: Config, log: Log) -> tuple[str, float]:
+        from mapper_driver import lifecycle
 
-    vm = parse_vm(document, config.datastore_location, config.default_format)
-    check_same_machine(given, vm)
-    with _node(config, log, vm.container) as node:
-        return deploy(vm, node), node.client.api_seconds
+        found: Act = getattr(lifecycle, name)
+        return found(given, document, config, log)
 
-
-def _shutdown(given: Common, document: Document, config: Config, log: Log) -> tuple[str, float]:
-    from mapper_driver.actions.shutdown import shutdown
-    from mapper_driver.opennebula.argv import ShutDown, check_same_machine
-    from mapper_driver.opennebula.parse import parse_identity
-
-    assert isinstance(given, ShutDown)
-    vm = parse_identity(document, config.datastore_location)
-    check_same_machine(given, vm)
-    with _node(config, log, given.deploy_id) as node:
-        shutdown(given.deploy_id, given.stop, node)
-        return "", node.client.api_seconds
+    return act
 
 
-_ACTIONS = {"deploy": _deploy, "shutdown": _shutdown, "cancel": _shutdown}
+def _hotplug(name: str) -> Act:
+    def act(given: Common, document: Document, config: Config, log: Log) -> tuple[str, float]:
+        from mapper_driver import hotplug
+
+        found: Act = getattr(hotplug, name)
+        return found(given, document, config, log)
+
+    return act
 
 
-@contextmanager
-def _node(config: Config, log: Log, container: str) -> Iterator[Node]:
-    """The node, with one container locked against other actions.
-
-    :raises Busy: another action works on it.
-    """
-    from mapper_core.mapping import Mapper
-    from mapper_driver.actions.node import Node
-    from mapper_driver.lxd.client import LxdClient
-    from mapper_driver.ownership import lock
-
-    mapper = Mapper.open()
-    with lock(mapper, container):
-        client = LxdClient.connect((config.socket,) if config.socket else None)
-        client.settle(container)
-        yield Node(mapper, client, config, log)
+_ACTIONS: dict[str, Act] = {
+    "deploy": _lifecycle("deploy"),
+    "shutdown": _lifecycle("shutdown"),
+    "cancel": _lifecycle("shutdown"),
+    "reboot": _lifecycle("reboot"),
+    "reset": _lifecycle("reboot"),
+    "save": _lifecycle("save"),
+    "restore": _lifecycle("restore"),
+    "migrate": _lifecycle("migrate"),
+    "migrate_local": _lifecycle("migrate"),
+    "poll": _lifecycle("poll"),
+    "attach_disk": _hotplug("add"),
+    "detach_disk": _hotplug("remove"),
+    "attach_nic": _hotplug("add"),
+    "detach_nic": _hotplug("remove"),
+    "prereconfigure": _hotplug("remove"),
+    "reconfigure": _hotplug("add"),
+    "resize": _hotplug("add"),
+}
 
 
 if __name__ == "__main__":

@@ -14,11 +14,12 @@ from mapper_core.errors import Busy, MapperError, NotFound
 from mapper_core.linux import holders, locks, namespaces
 from mapper_core.mapping import Mapper
 from mapper_core.tree import mounted
+from mapper_driver import inventory
 from mapper_driver.errors import InstanceNotFound, LxdUnavailable
 from mapper_driver.instance import STATUS_KEY
 from mapper_driver.lxd import placement
 from mapper_driver.lxd.client import LxdClient
-from mapper_driver.lxd.model import Status
+from mapper_driver.lxd.model import Status, check_name
 
 
 def container_of(user: str) -> str:
@@ -31,7 +32,23 @@ def lock(mapper: Mapper, container: str) -> contextlib.AbstractContextManager[No
 
     :raises Busy: another action works on it.
     """
-    return locks.try_lock_of(f"{mapper.runtime.locks}/container-{container}", lambda: False)
+    return locks.try_lock_of(_lock_path(mapper, container), lambda: False)
+
+
+def _lock_path(mapper: Mapper, container: str) -> str:
+    return f"{mapper.runtime.locks}/container-{check_name(container)}"
+
+
+def is_locked(mapper: Mapper, container: str) -> bool:
+    """Whether an action works on a container. The lock itself is not touched, so that no action is refused because of this."""
+    try:
+        fd = os.open(_lock_path(mapper, container), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        return locks.holder_pid(fd) != 0
+    finally:
+        os.close(fd)
 
 
 def is_alive(user: str) -> bool:
@@ -60,6 +77,7 @@ def let_go(user: str) -> None:
         with contextlib.suppress(InstanceNotFound):
             client.delete(container)
     placement.forget(mapper.runtime, container)
+    inventory.forget(mapper.runtime, container)
 
 
 def _is_known(mapper: Mapper, container: str) -> bool:

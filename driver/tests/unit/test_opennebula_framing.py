@@ -210,7 +210,7 @@ def test_result() -> None:
     stream = io.StringIO()
     print_result("one-42", stream)
     assert stream.getvalue() == "one-42\n"
-    for value in ("", "one 42", "one-42\n", "\x1b", " one-42"):
+    for value in ("", "one\n42", "one-42\n", "\x1b", " one-42"):
         with pytest.raises(ValueError):
             print_result(value, stream)
     assert stream.getvalue() == "one-42\n"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from mapper_core.errors import MapperError
 from mapper_core.mapping import Mapper
+from mapper_driver import inventory
 from mapper_driver.errors import InstanceNotFound
 from mapper_driver.lxd import placement
 from mapper_driver.lxd.client import LxdClient
@@ -43,8 +44,9 @@ class Node:
             placement.unplace(record, self.client.daemon_pid())
         with contextlib.suppress(InstanceNotFound):
             self.client.delete(container)
-        # before the trees: they are what reconcile finds when we are killed here, nobody looks for the record alone
+        # before the trees: they are what reconcile finds when we are killed here, nobody looks for the records alone
         placement.forget(self.mapper.runtime, container)
+        inventory.forget(self.mapper.runtime, container)
         self.storage(container).release()
 
     def undo(self, container: str) -> None:

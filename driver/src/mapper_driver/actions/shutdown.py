@@ -6,26 +6,35 @@ from mapper_core.errors import DeadlineExceeded
 from mapper_driver.actions.node import Node
 from mapper_driver.errors import InstanceNotFound
 from mapper_driver.opennebula.argv import Stop
+from mapper_driver.opennebula.vm import VmIdentity
 
 
-def shutdown(container: str, stop: Stop, node: Node) -> None:
-    """Stop a container, remove it and release its disks. One that is gone already only has its disks released.
+def shutdown(vm: VmIdentity, stop: Stop, node: Node) -> None:
+    """Stop a machine's container, remove it and release its disks. One that is gone already only has its disks released.
+
+    A container that was made by hand is stopped and stays: it is all there is of it.
 
     :param stop: ask the guest, and use force when it does not end in time; or force at once.
     :raises DeviceBusy: a disk is still in use by somebody; the container is gone by then, and the call can be
         repeated.
     """
+    container = vm.container
     try:
-        if stop is Stop.GRACEFUL:
-            _ask(container, node)
-        else:
-            node.client.stop(container)
+        end(container, stop, node)
     except InstanceNotFound:
         node.log.info(f"there is no container {container}; releasing what is left of its disks")
-    node.remove(container)
+    if not vm.is_wild:
+        node.remove(container)
 
 
-def _ask(container: str, node: Node) -> None:
+def end(container: str, stop: Stop, node: Node) -> None:
+    """Stop a container, as hard as asked for. Nothing happens when it is stopped.
+
+    :raises InstanceNotFound: there is none.
+    """
+    if stop is Stop.HARD:
+        node.client.stop(container)
+        return
     try:
         node.client.shutdown(container, grace_seconds=node.config.stop_timeout)
     except DeadlineExceeded as error:

@@ -20,12 +20,16 @@ from mapper_driver.lxd.power import Power
 #: Keeps ``lxc delete`` of a person or a script from deleting what is mounted in the container.
 PROTECTION = "security.protection.delete"
 
+#: Whether the daemon starts the container when it starts itself.
+AUTOSTART = "boot.autostart"
+
 
 class LxdClient(Power, Commands):
     """A daemon, and everything that can be done with it; made by :meth:`connect`."""
 
     def create(self, spec: InstanceSpec, *, deadline_seconds: float = OPERATION_SECONDS) -> Instance:
-        """Create a container without any files (source ``none``), protected against ``lxc delete``.
+        """Create a container without any files (source ``none``), protected against ``lxc delete``, and started by nobody but
+        who asks: LXD would start it at its own start if it ran when the host went down.
 
         :raises InstanceExists: there is one of that name.
         :raises LxdFailed: LXD refuses the description.
@@ -36,7 +40,7 @@ class LxdClient(Power, Commands):
             "name": check_name(spec.name),
             "type": "container",
             "source": {"type": "none"},
-            "config": {PROTECTION: "true", **spec.config},
+            "config": {PROTECTION: "true", AUTOSTART: "false", **spec.config},
             "devices": {name: dict(device) for name, device in spec.devices.items()},
             "profiles": list(spec.profiles),
             "description": spec.description,
@@ -108,8 +112,21 @@ class LxdClient(Power, Commands):
         if found.root_pool:
             placement.check_clear(self.directory(found), self.daemon_pid())
         if PROTECTION in found.config:
-            self.set_config(name, {PROTECTION: None})
+            self._unprotect(name)
         what = "delete the instance"
         with contextlib.suppress(InstanceNotFound):
             answer = self._connection.send(self._node(name).delete, what, name)
             self._connection.wait(answer, what, name, lambda: not self.exists(name), deadline_seconds)
+
+    # --- helpers --------------------------------------------------------------------------------------
+
+    def _unprotect(self, name: str) -> None:
+        """Allow an instance to be deleted. Its disks go in the same step: LXD refuses every change of an instance while the
+        source of one is missing, as all are after a boot of the host.
+        """
+
+        def edit(body: dict[str, Any]) -> None:
+            body["config"].pop(PROTECTION, None)
+            body["devices"] = {key: device for key, device in body["devices"].items() if "source" not in device}
+
+        self._connection.change(self._node(name), "prepare the instance to be deleted", name, edit)

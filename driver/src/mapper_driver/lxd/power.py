@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import Any
 
 from mapper_core.errors import DeadlineExceeded
@@ -20,6 +21,7 @@ from mapper_driver.lxd.model import InstanceState, Status
 from mapper_driver.lxd.reader import Reader
 
 _LOG_LINES = 8
+_END_SECONDS = 10.0
 
 
 class Power(Reader):
@@ -36,6 +38,7 @@ class Power(Reader):
         try:
             self._set_state(name, {"action": "start"}, Status.RUNNING, deadline_seconds)
         except LxdFailed as error:
+            self._wait_for_monitors(name)
             raise InstanceStartFailed(error.message, log=self._log_tail(name), subject=name) from error
         state = self.state(name)
         if state.status is not Status.RUNNING:
@@ -69,10 +72,32 @@ class Power(Reader):
         self.stop(name, deadline_seconds=deadline_seconds)
         return self.start(name, deadline_seconds=deadline_seconds)
 
+    def freeze(self, name: str, *, deadline_seconds: float = OPERATION_SECONDS) -> None:
+        """Let no process of an instance run any more; its memory, disks and devices stay. Nothing happens when it is so.
+
+        :raises InstanceNotRunning: it does not run.
+        """
+        self._thaw_or_freeze(name, "freeze", Status.RUNNING, Status.FROZEN, deadline_seconds)
+
+    def unfreeze(self, name: str, *, deadline_seconds: float = OPERATION_SECONDS) -> None:
+        """Let a frozen instance go on. Nothing happens when it runs.
+
+        :raises InstanceNotRunning: it is neither frozen nor does it run.
+        """
+        self._thaw_or_freeze(name, "unfreeze", Status.FROZEN, Status.RUNNING, deadline_seconds)
+
     def _set_state(self, name: str, request: dict[str, Any], wanted: Status, deadline_seconds: float) -> None:
         what = f"{request['action']} the instance"
         answer = self._connection.send(self._node(name).state.put, what, name, json=request)
         self._connection.wait(answer, what, name, lambda: self.state(name).status is wanted, deadline_seconds)
+
+    def _thaw_or_freeze(self, name: str, action: str, before: Status, wanted: Status, deadline_seconds: float) -> None:
+        status = self.state(name).status
+        if status is wanted:
+            return
+        if status is not before:
+            raise InstanceNotRunning(f"the instance is {status.name.lower()}", subject=name)
+        self._set_state(name, {"action": action}, wanted, deadline_seconds)
 
     def _end(self, name: str, request: dict[str, Any], deadline_seconds: float) -> None:
         """Stop, and wait for the end of LXC's monitor too: until then it holds the container's mount namespace open."""
@@ -87,6 +112,12 @@ class Power(Reader):
                 raise
         if monitor is not None:
             process_info.wait_gone(monitor.pid, monitor.start_time, deadline_seconds)
+
+    def _wait_for_monitors(self, name: str) -> None:
+        """Let a failed start come to its end; until then Incus 6.0 answers "running" or "Invalid PID"."""
+        for monitor in placement.monitors_of(f"{os.path.dirname(self.socket)}/containers", name):
+            with contextlib.suppress(DeadlineExceeded):
+                process_info.wait_gone(monitor.pid, monitor.start_time, _END_SECONDS)
 
     def _log_tail(self, name: str) -> tuple[str, ...]:
         with contextlib.suppress(LxdFailed, InstanceNotFound):

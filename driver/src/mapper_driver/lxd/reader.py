@@ -105,6 +105,15 @@ class Reader:
         answer = self._connection.get(self._node(name).state, "read the state of the instance", name)
         return answers.state(answer.json()["metadata"])
 
+    def instance_and_state(self, name: str) -> tuple[Instance, InstanceState]:
+        """Both at once, in one request.
+
+        :raises InstanceNotFound: there is none.
+        """
+        answer = self._connection.get(self._node(name), "look at the instance", name, params={"recursion": "1"})
+        found = answer.json()["metadata"]
+        return answers.instance(found, ""), answers.state(found.get("state") or {})
+
     def idmap(self, name: str) -> IdMap | None:
         """The map of ids of the next start; ``None`` for a privileged container."""
         return idmap.next_map(self.instance(name).all_config, subject=name)

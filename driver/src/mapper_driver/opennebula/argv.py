@@ -126,6 +126,14 @@ class ShutDown(Common):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Poll(Common):
+    """``poll``."""
+
+    deploy_id: str = _argument(_instance)
+    host: str = _argument(_word)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Save(Common):
     """``save``."""
 
@@ -257,6 +265,7 @@ ACTIONS: dict[str, type[Common]] = {
     "snapshot_delete": Snapshot,
     "resize": Resize,
     "resize_disk": ResizeDisk,
+    "poll": Poll,
 }
 _HARD = frozenset({"cancel", "reset"})
 

@@ -6,6 +6,7 @@ the scripts, to ``etc/vmm/lxd/lxdrc`` two directories above them.
 
 from __future__ import annotations
 
+import enum
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -52,6 +53,26 @@ class Security:
     raw_allow: tuple[str, ...] = ()
 
 
+class SaveAs(enum.Enum):
+    """What takes the place of saving the memory of a machine, which is not possible for containers."""
+
+    REFUSE = "refuse"  # say so, and leave the container as it is
+    SHUTDOWN = "shutdown"  # let the guest shut down; it starts anew from its disks
+    FREEZE = "freeze"  # keep it in memory, stopped, with its disks in use
+
+
+@dataclass(frozen=True, slots=True)
+class Save:
+    """What ``save`` does.
+
+    :param suspend: when the machine is to be suspended on this node.
+    :param stop: when it is to be stopped or to go on on another node: then its disks are moved, and cannot stay in use.
+    """
+
+    suspend: SaveAs = SaveAs.REFUSE
+    stop: SaveAs = SaveAs.REFUSE
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
     """All options. Every one has a default that works.
@@ -67,6 +88,7 @@ class Config:
     :param profile: of machines without ``LXD_PROFILE``.
     :param start_timeout: seconds a container may take to start.
     :param stop_timeout: seconds a container may take to shut down before it is stopped hard.
+    :param save: what is done instead of saving the memory of a machine.
     :param security: what owners of machines may ask for.
     :param warnings: what is odd in the file, one sentence each; to be logged.
     """
@@ -82,6 +104,7 @@ class Config:
     profile: str = "default"
     start_timeout: float = 60.0
     stop_timeout: float = 120.0
+    save: Save = Save()
     security: Security = Security()
     warnings: tuple[str, ...] = ()
 
@@ -138,6 +161,7 @@ def parse_config(data: bytes, path: str) -> Config:
     options = _Options(path, "", content)
     vnc = options.section("vnc", Vnc)
     security = options.section("security", Security)
+    save = options.section("save", Save)
     default = Config()
     return Config(
         vnc=Vnc(
@@ -156,11 +180,15 @@ def parse_config(data: bytes, path: str) -> Config:
         profile=options.text("profile", default.profile, PROFILE),
         start_timeout=options.seconds("start_timeout", default.start_timeout),
         stop_timeout=options.seconds("stop_timeout", default.stop_timeout),
+        save=Save(
+            suspend=SaveAs(save.choice("suspend", Save().suspend.value, [item.value for item in SaveAs])),
+            stop=SaveAs(save.choice("stop", Save().stop.value, [SaveAs.REFUSE.value, SaveAs.SHUTDOWN.value])),
+        ),
         security=Security(
             allow=security.words("allow", Security().allow, _is_wish, "privileged or nesting"),
             raw_allow=security.words("raw_allow", (), _is_pattern, "a key such as linux.sysctl.net.*"),
         ),
-        warnings=(*options.unknown(Config), *vnc.unknown(Vnc), *security.unknown(Security)),
+        warnings=(*options.unknown(Config), *vnc.unknown(Vnc), *security.unknown(Security), *save.unknown(Save)),
     )
 
 
@@ -212,6 +240,12 @@ class _Options:
         if pattern is not None and not pattern.fullmatch(value):
             self._wrong(name, value, "a plain name")
         return value
+
+    def choice(self, name: str, default: str, allowed: list[str]) -> str:
+        value = self._values.get(name, default)
+        if value not in allowed:
+            self._wrong(name, value, f"one of: {', '.join(allowed)}")
+        return str(value)
 
     def path_name(self, name: str, default: str) -> str:
         value = self._values.get(name)

@@ -49,15 +49,20 @@ class Framing(enum.Enum):
     LINES = "lines"  # lines without a severity
 
 
+def number_of(version: str) -> tuple[int, ...] | None:
+    """The number of a version, such as ``(6, 10, 5)``; ``None`` when it is none."""
+    match = _VERSION.match(version)
+    return None if match is None else tuple(int(part or 0) for part in match.groups())
+
+
 def framing_of(version: str) -> Framing:
     """The framing that a version of OpenNebula understands.
 
     An unknown version gets the one that says least: it is right from 6.0.3 on.
     """
-    match = _VERSION.match(version)
-    if match is None:
+    number = number_of(version)
+    if number is None:
         return Framing.WHOLE
-    number = tuple(int(part or 0) for part in match.groups())
     if number < (6, 0, 3):
         return Framing.BLOCK
     return Framing.WHOLE if number < (6, 99, 0) else Framing.LINES
@@ -110,11 +115,13 @@ class Log:
     the action has succeeded, and dropped when it fails.
 
     :param action: name of the script; every line begins with it. (7.x takes a number there for that of a machine.)
+    :param version: OpenNebula's, see :func:`find_version`.
     :param stream: the standard error.
     """
 
     def __init__(self, action: str, version: str, stream: TextIO) -> None:
         self.action = action
+        self.version = version
         self._framing = framing_of(version)
         self._stream = stream
         self._held: list[str] = []
@@ -165,12 +172,12 @@ def report_failure(error: BaseException, action: str, version: str, stream: Text
 
 
 def print_result(value: str, stream: TextIO) -> None:
-    """Print what OpenNebula takes over: exactly one line with one word, such as the deploy id.
+    """Print what OpenNebula takes over: exactly one line, such as the deploy id, or what ``poll`` says.
 
     :param stream: the standard output. Nothing else may ever be written there.
     """
-    if not value.isprintable() or value.split() != [value]:
-        raise ValueError(f"not one word: {value!r}")
+    if not value.isprintable() or not value or value != " ".join(value.split()):
+        raise ValueError(f"not one line: {value!r}")
     stream.write(f"{value}\n")
     stream.flush()
 

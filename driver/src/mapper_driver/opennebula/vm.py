@@ -191,6 +191,11 @@ class VmIdentity:
         return self.deploy_id or f"one-{self.id}"
 
     @property
+    def is_wild(self) -> bool:
+        """Whether the container was made by hand and imported: it has another name, and its storage is its own."""
+        return self.container != f"one-{self.id}"
+
+    @property
     def directory(self) -> str:
         """The machine's directory on the node: disks, checkpoint, deployment files."""
         return f"{self.datastore_dir}/{self.id}"
