@@ -13,10 +13,13 @@ from typing import Any
 
 from mapper_core.errors import StateCorrupt
 from mapper_core.frozen import dataclass
+from mapper_core.linux.files import read_bytes
 from mapper_core.model import Access, Attachment, Disk, MapOptions, Partition, PartitionTable
 from mapper_core.resources import KINDS, PluginResource, Resource
 
 VERSION = 1
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class State:
@@ -115,13 +118,13 @@ class Journal:
 
 def write_json(path: str, data: dict[str, Any]) -> None:
     """Replace ``path`` atomically by ``data``, mode 0600, on disk when the call returns."""
-    directory, name = os.path.split(path)
+    directory, _, name = path.rpartition("/")
     temporary = f"{directory}/.{name}.{os.getpid()}"
     # a left-over of a process with the same pid that was killed here may be overwritten
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         try:
-            os.write(fd, json.dumps(data, separators=(",", ":")).encode())
+            os.write(fd, _encode(data).encode())
             os.fsync(fd)
         finally:
             os.close(fd)
@@ -139,8 +142,7 @@ def read_json(path: str, version: int) -> dict[str, Any] | None:
     :raises StateCorrupt: it cannot be read, or has another version.
     """
     try:
-        with open(path, "rb") as file:
-            data = json.loads(file.read())
+        data = json.loads(read_bytes(path))
     except FileNotFoundError:
         return None
     except ValueError as error:

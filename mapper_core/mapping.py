@@ -14,7 +14,6 @@ Unmapping what is not mapped is a success.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import stat
 from typing import TYPE_CHECKING
@@ -29,6 +28,7 @@ from mapper_core.errors import (
     PluginFault,
     UsageError,
 )
+from mapper_core.frozen import dataclass, replace
 from mapper_core.identity import Identity, identify, identify_volume
 from mapper_core.journal import Journal, Record, State
 from mapper_core.linux import block, locks
@@ -42,10 +42,23 @@ from mapper_core.transports import Transports
 from mapper_core.transports.base import Scope
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from mapper_core.resources import Resource
 
 #: The user in whose name ``mapper-cli map`` maps.
 CLI_USER = "cli"
+
+
+@dataclass(frozen=True, slots=True)
+class OpenDisk:
+    """A mapped disk whose device is open.
+
+    :param reader: reads the device.
+    """
+
+    disk: MappedDisk
+    reader: nodes.DeviceReader
 
 
 class Mapper:
@@ -106,13 +119,27 @@ class Mapper:
         :raises MappedDifferently: it is mapped already, with another access, format or transport.
         :raises MapperError: the image, the plugin or the host; afterwards everything is as it was.
         """
+        with self.map_open(disk, options, user=user) as opened:
+            return opened.disk
+
+    @contextlib.contextmanager
+    def map_open(self, disk: Disk, options: MapOptions, *, user: str) -> Iterator[OpenDisk]:
+        """As :meth:`map`, with the device open for the length of the block, for those who look at its content next.
+
+        The kernel forgets what it has read of a device when nobody has that open any more. Partitions can be mounted
+        after the block; inside of it the device may be held exclusively.
+        """
         identity = self.identify(disk)
-        disk = dataclasses.replace(disk, source=identity.source)
-        with self.lock(identity.id):
-            record = self.settled(identity.id)
-            if record is not None:
-                return self._join(record, disk, options, user)
-            return self._map_new(disk, identity, options, user)
+        disk = replace(disk, source=identity.source)
+        with contextlib.ExitStack() as closing:
+            with self.lock(identity.id):
+                record = self.settled(identity.id)
+                if record is None:
+                    opened = self._map_new(disk, identity, options, user, closing)
+                else:
+                    mapped = self._join(record, disk, options, user)
+                    opened = OpenDisk(mapped, closing.enter_context(nodes.reader(mapped.device)))
+            yield opened
 
     def _join(self, record: Record, disk: Disk, options: MapOptions, user: str) -> MappedDisk:
         assert record.attachment is not None
@@ -132,11 +159,14 @@ class Mapper:
                 hint="unmap it first",
             )
         if user not in record.users:
-            record = dataclasses.replace(record, users=(*record.users, user))
+            record = replace(record, users=(*record.users, user))
             self.journal.write(record)
         return _as_mapped(record)
 
-    def _map_new(self, disk: Disk, identity: Identity, options: MapOptions, user: str) -> MappedDisk:
+    def _map_new(
+        self, disk: Disk, identity: Identity, options: MapOptions, user: str, closing: contextlib.ExitStack
+    ) -> OpenDisk:
+        """Map a disk that is not mapped; ``closing`` closes its device."""
         self.registry.require(disk.format)
         image = self.inspect_for(disk, identity, options)
         record = Record(identity.id, disk, disk.format, options, self.boot, users=(user,))
@@ -145,12 +175,14 @@ class Mapper:
         with contextlib.ExitStack() as undo:
             undo.callback(lambda: self._undo(ledger.value))
             attachment = self.registry.map(disk, image, options, self._transports(ledger))
-            ledger.value = dataclasses.replace(ledger.value, attachment=attachment)
-            size = self._verify(ledger.value, image)
-            table = self.read_table(attachment.device, disk.source)
-            ledger.change(size=size, table=table, state=State.MAPPED)
+            ledger.value = replace(ledger.value, attachment=attachment)
+            device = undo.enter_context(contextlib.ExitStack())  # closed before it is taken away
+            reader = self._open_verified(ledger.value, image, device)
+            table = self._read_table(attachment.device, disk.source, reader)
+            ledger.change(size=reader.size, table=table, state=State.MAPPED)
+            closing.push(device.pop_all())
             undo.pop_all()
-        return _as_mapped(ledger.value)
+        return OpenDisk(_as_mapped(ledger.value), reader)
 
     def inspect_for(self, disk: Disk, identity: Identity, options: MapOptions) -> ImageInfo | None:
         """Read the header of an image, and check it against what the caller allows.
@@ -158,7 +190,7 @@ class Mapper:
         :returns: ``None`` when the format's plugin cannot inspect.
         :raises MapperError: see :func:`mapper_core.policy.check_image`.
         """
-        disk = dataclasses.replace(disk, source=identity.source)
+        disk = replace(disk, source=identity.source)
         self.registry.require(disk.format)
         if identity.is_file:
             policy.check_declared_format(disk)
@@ -167,8 +199,10 @@ class Mapper:
             policy.check_image(disk, image, options)
         return image
 
-    def _verify(self, record: Record, image: ImageInfo | None) -> int:
-        """Check what the plugin says it has made (S-13); return the size of the device, bytes."""
+    def _open_verified(
+        self, record: Record, image: ImageInfo | None, closing: contextlib.ExitStack
+    ) -> nodes.DeviceReader:
+        """Check what the plugin says it has made (S-13), and open it: nobody else uses it."""
         assert record.attachment is not None
         device, source = record.attachment.device, record.disk.source
         blame = f"the plugin {record.plugin} returned {device}"
@@ -183,13 +217,12 @@ class Mapper:
                 raise PluginFault(f"{blame}, which is not the device that was made for it", subject=source)
         elif any(other.attachment and other.attachment.device == device for other in self.journal.records()):
             raise PluginFault(f"{blame}, which is another disk", subject=source)
-        with block.exclusive(device) as fd:
-            size = block.size(fd)
-        if image is not None and size != image.virtual_size // 512 * 512:
+        reader = nodes.reader_of(closing.enter_context(block.exclusive(device)))
+        if image is not None and reader.size != image.virtual_size // 512 * 512:
             raise PluginFault(
-                f"{device} has {size} bytes, the image says {image.virtual_size}", subject=record.disk.source
+                f"{device} has {reader.size} bytes, the image says {image.virtual_size}", subject=record.disk.source
             )
-        return size
+        return reader
 
     def read_table(self, device: str, source: str) -> PartitionTable:
         """Read the partition table of a device of ours, and tell the kernel.
@@ -197,9 +230,12 @@ class Mapper:
         :param source: the disk, for the error.
         :raises BadPartitionTable: it makes no sense.
         """
+        with nodes.reader(device) as reader:
+            return self._read_table(device, source, reader)
+
+    def _read_table(self, device: str, source: str, reader: nodes.DeviceReader) -> PartitionTable:
         try:
-            with nodes.reader(device) as reader:
-                table = self.registry.discover_partitions(device, reader.read, reader.size, reader.sector_size)
+            table = self.registry.discover_partitions(device, reader.read, reader.size, reader.sector_size)
         except BadPartitionTable as error:
             error.subject = source
             raise
@@ -215,12 +251,12 @@ class Mapper:
         :raises DeviceBusy: something holds the device; nothing was changed.
         :raises NotMapped: the target is a device that was not mapped by us.
         """
-        record = self._find(target)
-        if record is None:
+        record_id = self._find_id(target)
+        if record_id is None:
             _refuse_foreign_device(target)
             return
-        with self.lock(record.id):
-            record = self.journal.read(record.id)
+        with self.lock(record_id):
+            record = self.journal.read(record_id)
             if record is None:
                 return
             if not self._is_live(record):
@@ -232,7 +268,7 @@ class Mapper:
                     f"the mapping is held by {', '.join(others)}", subject=target, hint="let its holder release it"
                 )
             if others:
-                self.journal.write(dataclasses.replace(record, users=others))
+                self.journal.write(replace(record, users=others))
                 return
             assert record.attachment is not None
             # refused by the kernel while the device or a partition of it is mounted anywhere, in any namespace
@@ -248,7 +284,7 @@ class Mapper:
                     self.registry.release(record.disk, resource)
             self.journal.remove(record.id)  # the devices went with the boot
             return
-        ledger = _JournalLedger(self.journal, dataclasses.replace(record, state=State.UNMAPPING))
+        ledger = _JournalLedger(self.journal, replace(record, state=State.UNMAPPING))
         if not record.resources:
             ledger.change()  # with resources of ours the kernel shows how far it came: the first one to go is the device
         transports = self._transports(ledger)
@@ -319,6 +355,12 @@ class Mapper:
         own = tuple(resource for resource in record.resources if isinstance(resource, PluginResource))
         return self.registry.owns(record.disk, record.attachment.device, own)
 
+    def _find_id(self, target: str) -> str | None:
+        if "/" not in target and target in self.journal:
+            return target
+        record = self._find(target)
+        return record.id if record is not None else None
+
     def _find(self, target: str) -> Record | None:
         if not target.startswith("/"):
             return (
@@ -367,7 +409,7 @@ class _JournalLedger:
         return self.value.resources
 
     def change(self, **values: object) -> None:
-        self.value = dataclasses.replace(self.value, **values)  # type: ignore[arg-type]
+        self.value = replace(self.value, **values)
         self._journal.write(self.value)
 
     def record(self, resource: Resource) -> None:

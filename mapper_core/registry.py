@@ -71,6 +71,7 @@ class Registry:
     def __init__(self, plugins: tuple[Plugin, ...], manager: pluggy.PluginManager) -> None:
         self.plugins = plugins
         self._manager = manager
+        self._callers: dict[tuple[str, str], pluggy.HookCaller] = {}
 
     @classmethod
     def load(cls, entries: Iterable[EntryPoint] | None = None) -> Registry:
@@ -246,6 +247,12 @@ class Registry:
 
     def _ask(self, name: str, hook: str, /, **arguments: Any) -> Any:
         """Call a hook of exactly one plugin."""
+        caller = self._callers.get((name, hook)) or self._caller(name, hook)
+        results = _guard(name, lambda: caller(**arguments))
+        return results[0] if results else None
+
+    def _caller(self, name: str, hook: str) -> pluggy.HookCaller:
+        """Return what calls a hook of one plugin; made once, since plugins don't change after they are loaded."""
         self.require(name)
         if not self.can(name, hook):
             raise NotSupported(
@@ -254,9 +261,8 @@ class Registry:
                 hint="`mapper-cli plugins` shows what each format can",
             )
         others = [plugin for other, plugin in self._manager.list_name_plugin() if other != name and plugin is not None]
-        caller = self._manager.subset_hook_caller(hook, remove_plugins=others)
-        results = _guard(name, lambda: caller(**arguments))
-        return results[0] if results else None
+        caller = self._callers[name, hook] = self._manager.subset_hook_caller(hook, remove_plugins=others)
+        return caller
 
 
 def _guard(name: str, call: Callable[[], Any]) -> Any:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from mapper_core.errors import DeviceBusy, NotFound, Refused
+from mapper_core.linux.files import read_bytes
 from mapper_core.linux.syscalls import kernel_error
 
 # include/uapi/linux/fs.h; _IOR() encodes the size of a pointer, so the value holds for 64-bit machines.
@@ -88,10 +89,12 @@ def sysfs_directory(number: int) -> str:
     :param number: device number (``st_rdev``).
     :raises NotFound: when the kernel has no such device.
     """
-    link = f"/sys/dev/block/{os.major(number)}:{os.minor(number)}"
-    if not os.path.exists(link):
-        raise NotFound("the kernel has no such block device", subject=f"{os.major(number)}:{os.minor(number)}")
-    return os.path.realpath(link)
+    name = f"{os.major(number)}:{os.minor(number)}"
+    try:
+        link = os.readlink(f"/sys/dev/block/{name}")  # ../../devices/...
+    except FileNotFoundError as error:
+        raise NotFound("the kernel has no such block device", subject=name) from error
+    return os.path.normpath(f"/sys/dev/block/{link}")
 
 
 def kernel_name(path: str) -> str:
@@ -110,24 +113,23 @@ def kernel_partitions(device: str) -> tuple[KernelPartition, ...]:
 
 def partitions_in(directory: str) -> tuple[KernelPartition, ...]:
     """The partitions below the sysfs directory of a disk, by number."""
+    disk = os.path.basename(directory)
     found = []
-    with os.scandir(directory) as items:
-        for item in items:
-            if not item.is_dir(follow_symlinks=False):
-                continue
-            # A partition may vanish between the listing and the reads.
-            with contextlib.suppress(FileNotFoundError, OSError):
-                number = int(read_attribute(f"{item.path}/partition"))
-                start = int(read_attribute(f"{item.path}/start")) * SYSFS_SECTOR
-                length = int(read_attribute(f"{item.path}/size")) * SYSFS_SECTOR
-                found.append(KernelPartition(number, start, length))
+    for name in os.listdir(directory):
+        if not name.startswith(disk):  # the kernel's rule for names: sda1, loop0p1
+            continue
+        # A partition may vanish between the listing and the reads.
+        with contextlib.suppress(OSError):
+            number = int(read_attribute(f"{directory}/{name}/partition"))
+            start = int(read_attribute(f"{directory}/{name}/start")) * SYSFS_SECTOR
+            length = int(read_attribute(f"{directory}/{name}/size")) * SYSFS_SECTOR
+            found.append(KernelPartition(number, start, length))
     return tuple(sorted(found))
 
 
 def read_attribute(path: str) -> str:
     """One sysfs attribute, without the newline."""
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:
-        return file.read().rstrip("\n")
+    return os.fsdecode(read_bytes(path)).rstrip("\n")
 
 
 def ensure_node(path: str) -> str:

@@ -26,7 +26,7 @@ class _Held(Exception):
     """The device cannot be detached now: somebody else has it open."""
 
 
-def detach(path: str, *, tag: str, deadline_seconds: float = 10) -> None:
+def detach(path: str, *, tag: str, deadline_seconds: float = 10) -> bool:
     """Detach a loop device, and return when the kernel shows that it is detached.
 
     A device that is free, or carries another tag (its number has been reused), counts as detached already. A device
@@ -35,13 +35,14 @@ def detach(path: str, *, tag: str, deadline_seconds: float = 10) -> None:
 
     :param tag: the tag it was attached with.
     :param deadline_seconds: how long to wait for those who only look at the device for a moment, such as udev.
+    :returns: whether it was attached with this tag.
     :raises DeviceBusy: naming the holders.
     :raises UsageError: when it is not a loop device.
     :raises KernelError: EIO when it is detached, but its last writes could not be stored.
     """
     until = time.monotonic() + deadline_seconds
     lost: OSError | None = None
-    waited = False
+    ours = waited = False
     while True:
         fd = open_device(path)
         if fd is None:
@@ -52,8 +53,10 @@ def detach(path: str, *, tag: str, deadline_seconds: float = 10) -> None:
             os.close(fd)
         if state is None or state.tag != tag:
             break
+        ours = True
         try:
-            lost = _clear(path, tag) or lost
+            lost = _clear(path, tag)
+            break
         except _Held:
             left = until - time.monotonic()
             if left <= 0 or (not waited and not _may_go_away(path)):
@@ -68,6 +71,7 @@ def detach(path: str, *, tag: str, deadline_seconds: float = 10) -> None:
             subject=path,
             hint="check the storage below the image, then the filesystems in it",
         )
+    return ours
 
 
 def _clear(path: str, tag: str) -> OSError | None:

@@ -8,6 +8,7 @@ import re
 
 from mapper_core.errors import KernelError, NotFound
 from mapper_core.frozen import dataclass
+from mapper_core.linux.files import read_bytes
 from mapper_core.linux.syscalls import kernel_error
 
 # The kernel escapes blank, tab, newline, backslash and '#' as three octal digits (fs/proc_namespace.c: mangle()).
@@ -89,8 +90,7 @@ def entries(pid: str | int = "self") -> tuple[MountEntry, ...]:
 
 def _read(pid: str | int) -> bytes:
     try:
-        with open(f"/proc/{pid}/mountinfo", "rb") as file:
-            return file.read()
+        return read_bytes(f"/proc/{pid}/mountinfo")
     except (FileNotFoundError, ProcessLookupError) as error:
         raise NotFound("there is no such process", subject=f"process {pid}") from error
     except OSError as error:

@@ -7,17 +7,16 @@ udev or the kernel's own asynchronous scan (M-04, M-09, M-11).
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mapper_core.errors import KernelError, NotFound
-from mapper_core.frozen import dataclass
+from mapper_core.frozen import dataclass, replace
 from mapper_core.linux import blkpg, block, loop
 from mapper_core.model import PartitionTable
-from mapper_core.partitions.reader import ReadAt, file_reader
+from mapper_core.partitions.reader import FIRST, TAIL, ReadAt, file_reader
 from mapper_core.resources import LoopResource, Resource
 
 
@@ -39,13 +38,24 @@ def reader(device: str) -> Iterator[DeviceReader]:
     """Open a device or a regular file for reading."""
     fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        found = os.fstat(fd)
-        if stat.S_ISBLK(found.st_mode):
-            yield DeviceReader(file_reader(fd), block.size(fd), block.logical_sector_size(fd))
-        else:
-            yield DeviceReader(file_reader(fd), found.st_size, 512)
+        yield reader_of(fd)
     finally:
         os.close(fd)
+
+
+def reader_of(fd: int) -> DeviceReader:
+    """Return a reader of an open device or file, which it does not close.
+
+    Partition tables and superblocks are at both ends: the kernel is asked to fetch them, so that there is one wait for both.
+    """
+    found = os.fstat(fd)
+    if stat.S_ISBLK(found.st_mode):
+        opened = DeviceReader(file_reader(fd), block.size(fd), block.logical_sector_size(fd))
+    else:
+        opened = DeviceReader(file_reader(fd), found.st_size, 512)
+    for start in (max(0, opened.size - TAIL), 0):
+        os.posix_fadvise(fd, start, FIRST if start == 0 else TAIL, os.POSIX_FADV_WILLNEED)
+    return opened
 
 
 def add(device: str, table: PartitionTable) -> PartitionTable:
@@ -57,8 +67,8 @@ def add(device: str, table: PartitionTable) -> PartitionTable:
     :raises KernelError: the kernel refuses a partition.
     """
     if table.scheme == "none":
-        whole = tuple(dataclasses.replace(partition, device=device) for partition in table.partitions)
-        return dataclasses.replace(table, partitions=whole)
+        whole = tuple([replace(partition, device=device) for partition in table.partitions])
+        return replace(table, partitions=whole)
     wanted = {partition.number: (partition.start, partition.size) for partition in table.partitions}
     known = {number: (start, size) for number, start, size in block.kernel_partitions(device)}
     fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
@@ -78,8 +88,8 @@ def add(device: str, table: PartitionTable) -> PartitionTable:
     nodes = []
     for partition in table.partitions:
         node = blkpg.ensure_partition_node(device, partition.number)
-        nodes.append(dataclasses.replace(partition, device=node))
-    return dataclasses.replace(table, partitions=tuple(nodes))
+        nodes.append(replace(partition, device=node))
+    return replace(table, partitions=tuple(nodes))
 
 
 def is_attached(device: str, resources: tuple[Resource, ...]) -> bool:

@@ -9,9 +9,9 @@ from collections.abc import Callable
 ReadAt = Callable[[int, int], bytes]
 
 #: Bytes at the start with the superblocks of most, and of all (btrfs) filesystems; at the end with those of RAID.
-_FIRST = 8 << 10
+FIRST = 8 << 10
 _HEAD = 72 << 10
-_TAIL = 72 << 10
+TAIL = 72 << 10
 
 
 def file_reader(fd: int) -> ReadAt:
@@ -46,7 +46,7 @@ def with_ends_in_memory(read: ReadAt, size: int) -> ReadAt:
 
     :param size: of what is read, bytes.
     """
-    start = max(0, size - _TAIL)
+    start = max(0, size - TAIL)
     kept: dict[int, bytes] = {}
 
     def piece(offset: int, length: int) -> bytes:
@@ -57,7 +57,7 @@ def with_ends_in_memory(read: ReadAt, size: int) -> ReadAt:
     def read_ends(offset: int, length: int) -> bytes:
         end = offset + length
         if offset >= 0 and end <= min(_HEAD, size):
-            return piece(0, min(_FIRST if end <= _FIRST else _HEAD, size))[offset:end]
+            return piece(0, min(FIRST if end <= FIRST else _HEAD, size))[offset:end]
         if offset >= start:
             return piece(start, size - start)[offset - start : end - start]
         return read(offset, length)

@@ -80,9 +80,7 @@ class LoopTransport:
         """Unbind the loop device with our tag; after a crash nobody knows its number, and all are asked."""
         assert isinstance(resource, LoopResource)
         known = scope.ledger.device
-        status = loop.status(known) if known else None
-        if status is not None and status.tag == resource.tag:
-            loop.detach(known, tag=resource.tag)
+        if known and loop.detach(known, tag=resource.tag):
             return
         for device in loop.find(resource.tag):
             loop.detach(device.path, tag=resource.tag)

@@ -20,8 +20,9 @@ from mapper_core.errors import (
     UnsafePath,
 )
 from mapper_core.linux import beneath, mounts
-from mapper_core.model import Access, MappedDisk, MountPlan, Volume
-from mapper_core.partitions import nodes, window
+from mapper_core.linux.files import read_bytes
+from mapper_core.model import Access, MountPlan, PartitionTable, Volume
+from mapper_core.partitions import ReadAt, window
 from mapper_core.tree import fstab, plan, roots, superblock
 from mapper_core.tree.options import ALLOWED_FILESYSTEMS, driver, filter_options
 
@@ -43,13 +44,12 @@ class Purpose(enum.Enum):
     ANY = "any"  # a system if it has a root, else data
 
 
-def volumes(disk: MappedDisk) -> tuple[Volume, ...]:
+def volumes(table: PartitionTable, read: ReadAt) -> tuple[Volume, ...]:
     """Read the superblocks of all partitions."""
-    with nodes.reader(disk.device) as reader:
-        return tuple(
-            Volume(partition, superblock.probe(window(reader.read, partition.start, partition.size), partition.size))
-            for partition in disk.table.partitions
-        )
+    return tuple(
+        Volume(partition, superblock.probe(window(read, partition.start, partition.size), partition.size))
+        for partition in table.partitions
+    )
 
 
 def plan_for(found: tuple[Volume, ...], access: Access, purpose: Purpose, hint: str, source: str) -> MountPlan:
@@ -91,8 +91,7 @@ def kernel_filesystems(found: tuple[Volume, ...]) -> frozenset[str]:
     """Return the filesystem types that this kernel can mount, now or (of those on the disk) after loading a
     module.
     """
-    with open("/proc/filesystems", encoding="ascii") as file:
-        known = {line.split()[-1] for line in file}
+    known = {line.rpartition("\t")[2] for line in read_bytes("/proc/filesystems").decode("ascii").splitlines()}
     wanted = {volume.filesystem.type for volume in found} & ALLOWED_FILESYSTEMS
     if missing := {f"fs-{name}" for name in wanted - known}:
         with suppress(OSError), open(f"/lib/modules/{os.uname().release}/modules.alias", encoding="utf-8") as file:

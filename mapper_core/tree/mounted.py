@@ -8,7 +8,6 @@ directory of the tree: no path of the image is ever resolved on the host.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 from collections.abc import Iterator
 
@@ -22,7 +21,7 @@ from mapper_core.errors import (
     UnsafePath,
     UsageError,
 )
-from mapper_core.frozen import dataclass
+from mapper_core.frozen import dataclass, replace
 from mapper_core.linux import beneath, locks, mountinfo, mounts
 from mapper_core.mapping import Mapper
 from mapper_core.model import Access, Disk, IdMap, MapOptions, MappedDisk, Mount, MountPlan
@@ -106,10 +105,12 @@ def mount_tree(mapper: Mapper, request: TreeRequest) -> MountedTree:
         if staging:
             os.mkdir(directory, 0o700)
             make_shared(mapper.runtime.mounts)
-        disk = mapper.map(request.disk, request.options, user=f"{USER_PREFIX}:{directory}")
-        plan = _plan(disk, request)
+        with mapper.map_open(request.disk, request.options, user=f"{USER_PREFIX}:{directory}") as opened:
+            volumes = look.volumes(opened.disk.table, opened.reader.read)
+        disk = opened.disk
+        plan = look.plan_for(volumes, disk.access, request.purpose, request.root_hint, disk.disk.source)
         _carry_out(plan, directory, request.idmap)
-        record.write(mapper.runtime.trees, dataclasses.replace(tree, complete=True))
+        record.write(mapper.runtime.trees, replace(tree, complete=True))
         undo.pop_all()
     return MountedTree(directory, disk, plan, request.owner)
 
@@ -126,12 +127,11 @@ def plan_tree(
     before = mapper.find(disk.source)
     options = MapOptions(Access.READ_ONLY) if before is None else MapOptions(before.access, before.transport)
     user = f"pid:{os.getpid()}"
-    mapped = mapper.map(disk, options, user=user)
-    try:
-        volumes = look.volumes(mapped)
+    with contextlib.ExitStack() as undo:
+        with mapper.map_open(disk, options, user=user) as opened:
+            undo.callback(mapper.unmap, opened.disk.id, user=user)
+            volumes = look.volumes(opened.disk.table, opened.reader.read)
         plan = look.plan_for(volumes, access, purpose, root_hint, disk.source)
-    finally:
-        mapper.unmap(mapped.id, user=user)
     return plan if before is not None else _without_devices(plan)
 
 
@@ -139,10 +139,10 @@ def _without_devices(plan: MountPlan) -> MountPlan:
     """A plan whose devices are gone does not name them."""
 
     def strip(mount: Mount) -> Mount:
-        partition = dataclasses.replace(mount.volume.partition, device="")
-        return dataclasses.replace(mount, volume=dataclasses.replace(mount.volume, partition=partition))
+        partition = replace(mount.volume.partition, device="")
+        return replace(mount, volume=replace(mount.volume, partition=partition))
 
-    return dataclasses.replace(plan, mounts=tuple(strip(mount) for mount in plan.mounts))
+    return replace(plan, mounts=tuple(strip(mount) for mount in plan.mounts))
 
 
 def unmount_tree(mapper: Mapper, directory: str, *, owner: str = "cli") -> None:
@@ -211,11 +211,6 @@ def devices_of(mapper: Mapper, tree: TreeRecord) -> tuple[str, ...]:
 
 
 # --- steps --------------------------------------------------------------------------------------------
-
-
-def _plan(disk: MappedDisk, request: TreeRequest) -> MountPlan:
-    volumes = look.volumes(disk)
-    return look.plan_for(volumes, disk.access, request.purpose, request.root_hint, disk.disk.source)
 
 
 def _carry_out(plan: MountPlan, directory: str, idmap: IdMap | None) -> None:

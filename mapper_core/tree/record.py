@@ -13,7 +13,8 @@ VERSION = 1
 #: Bytes of a file name; the longest suffix that is appended to it is short.
 MAX_NAME = 200
 
-_PLAIN = frozenset(string.ascii_letters + string.digits + "_.")
+_PLAIN = frozenset((string.ascii_letters + string.digits + "_.").encode())
+_ESCAPES = {byte: "-" if byte == 0x2F else f"\\x{byte:02x}" for byte in range(256) if byte not in _PLAIN}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ def path_of(trees: str, directory: str) -> str:
 def key_of(directory: str) -> str:
     """Return a file name for a directory, escaped as by ``systemd-escape --path``; a digest for very long ones."""
     raw = os.fsencode(directory).strip(b"/")
-    name = "".join(chr(byte) if chr(byte) in _PLAIN else "-" if byte == 0x2F else f"\\x{byte:02x}" for byte in raw)
+    name = raw.decode("latin-1").translate(_ESCAPES)
     if len(name) <= MAX_NAME:
         return name or "-"
     import hashlib  # 4 ms to import: only paid for such a path

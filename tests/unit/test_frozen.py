@@ -12,6 +12,7 @@ from typing import ClassVar
 import pytest
 
 from mapper_core.frozen import dataclass as quick
+from mapper_core.frozen import replace
 
 pytestmark = pytest.mark.unit
 
@@ -119,3 +120,11 @@ def test_own_methods_win() -> None:
     assert repr(Own("a")) == "own" and Own("a") == 3 and hash(Own("a")) == hash(Own("a"))
     with pytest.raises(ValueError, match="empty"):
         Own("")
+
+
+def test_replace_is_that_of_the_standard_library() -> None:
+    value = Quick("a", tags=("x",))
+    assert replace(value, size=5) == dataclasses.replace(value, size=5) == Quick("a", 5, ("x",))
+    assert replace(Standard("a"), name="b") == Standard("b")
+    with pytest.raises(TypeError, match="colour"):
+        replace(value, colour="red")

@@ -79,6 +79,18 @@ def test_crc32c() -> None:
     """RFC 3720, appendix B.4."""
     assert crc32c(bytes(32)) == 0x8A9136AA
     assert crc32c(b"\xff" * 32) == 0x62A8AB43
+    assert crc32c(b"123456789") == 0xE3069283
+
+
+@pytest.mark.parametrize("length", [*range(14), 1020, 1021])
+def test_crc32c_of_any_length_is_a_division_bit_by_bit(length: int) -> None:
+    data = bytes(index * 37 + 11 & 0xFF for index in range(length))
+    rest = 0xFFFFFFFF
+    for byte in data:
+        rest ^= byte
+        for _ in range(8):
+            rest = (rest >> 1) ^ (0x82F63B78 if rest & 1 else 0)
+    assert crc32c(data) == rest ^ 0xFFFFFFFF
 
 
 def test_labels_may_fill_their_field() -> None:

@@ -1,0 +1,24 @@
+"""Small files of the kernel and of our own, read with the fewest system calls."""
+
+from __future__ import annotations
+
+import os
+
+_PIECE = 32 << 10
+
+
+def read_bytes(path: str) -> bytes:
+    """Read a whole file: four system calls, where ``open().read()`` makes nine (Python 3.11).
+
+    A file of /proc and /sys is what it was at the first read; a longer one is put together from pieces as for every reader.
+
+    :raises OSError: as the kernel answered.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        data = os.read(fd, _PIECE)
+        while piece := os.read(fd, _PIECE):
+            data += piece
+        return data
+    finally:
+        os.close(fd)
