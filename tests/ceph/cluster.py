@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .bindings import load
+from mapper_rbd import bindings
 
 LAB = str(Path(__file__).parents[2] / "labs" / "ceph")
 POOLS = ("one", "two")
@@ -61,7 +61,7 @@ class Cluster:
         """A connection by librados, closed in the end: an open one would have sockets that come and go as they like."""
         names = ("client_mount_timeout", "rados_mon_op_timeout", "rados_osd_op_timeout")
         settings = {"keyring": self.keyring, **{name: str(seconds) for name in names}}
-        connection = load("rados").Rados(conffile=self.conf, rados_id=self.user, conf=settings)
+        connection = bindings.rados().Rados(conffile=self.conf, rados_id=self.user, conf=settings)
         try:
             connection.connect()
             yield connection
@@ -75,7 +75,7 @@ class Cluster:
         pool, namespace, name = _split(path)
         with self.connection() as connection, connection.open_ioctx(pool) as ioctx:
             ioctx.set_namespace(namespace)
-            with load("rbd").Image(ioctx, name, snapshot=snapshot or None, read_only=read_only) as image:
+            with bindings.rbd().Image(ioctx, name, snapshot=snapshot or None, read_only=read_only) as image:
                 yield image
 
 
@@ -92,7 +92,7 @@ class Images:
         with self._admin.connection() as connection, connection.open_ioctx(pool) as ioctx:
             ioctx.set_namespace(namespace)
             self._made.append(source)
-            load("rbd").RBD().create(ioctx, name, size, old_format=False, features=features)
+            bindings.rbd().RBD().create(ioctx, name, size, old_format=False, features=features)
         return source
 
     def upload(self, source: str, file: Path) -> str:
@@ -123,12 +123,12 @@ class Images:
             ioctx.set_namespace(namespace)
             child_ioctx.set_namespace(child_namespace)
             self._made.append(source)
-            load("rbd").RBD().clone(ioctx, name, snapshot, child_ioctx, child)
+            bindings.rbd().RBD().clone(ioctx, name, snapshot, child_ioctx, child)
         return source
 
     def remove(self, source: str) -> None:
         """Remove an image and its snapshots; one that does not exist is no error."""
-        rbd = load("rbd")
+        rbd = bindings.rbd()
         with suppress(rbd.ImageNotFound):
             with self.open(source) as image:
                 for one in list(image.list_snaps()):
@@ -163,7 +163,7 @@ class Images:
 
 def traces(cluster: Cluster) -> frozenset[str]:
     """What is in the pools: images, snapshots, watchers, locks, entries of the trash, namespaces."""
-    rbd = load("rbd")
+    rbd = bindings.rbd()
     found = set()
     with cluster.as_user("admin").connection() as connection:
         for pool in POOLS:
@@ -205,7 +205,7 @@ def sweep(cluster: Cluster, left: frozenset[str]) -> None:
     sources = [one[-1] for one in words if one[0] == "image"]
     for _ in sources:  # clones go before their parents, and nobody knows who is whose
         for source in sources:
-            with suppress(load("rbd").Error):
+            with suppress(bindings.rbd().Error):
                 images.remove(source)
 
 

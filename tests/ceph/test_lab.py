@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mapper_rbd import bindings
 
 from mapper_core.testing import leaks
 
-from .bindings import load
 from .cluster import LAB, MIB, Cluster, Images, run, traces
 
 pytestmark = pytest.mark.ceph
@@ -181,7 +181,7 @@ def test_a_stopped_daemon_comes_back_with_its_data(own_cluster: Cluster, daemon:
     own_cluster.lab("stop", daemon)
     assert status(own_cluster.directory) == (DOWN, "dead")
     assert len(processes(own_cluster.directory)) == 1
-    with pytest.raises(load("rados").TimedOut), own_cluster.connection(seconds=1) as connection:
+    with pytest.raises(bindings.rados().TimedOut), own_cluster.connection(seconds=1) as connection:
         connection.open_ioctx("one").stat("rbd_info")
     own_cluster.lab("start", daemon)
     assert status(own_cluster.directory) == (0, "up")
@@ -193,7 +193,7 @@ def test_a_paused_daemon_is_silent_until_it_goes_on(own_cluster: Cluster) -> Non
     with own_cluster.connection(seconds=1) as connection, connection.open_ioctx("one") as ioctx:
         ioctx.stat("rbd_info")
         own_cluster.lab("pause", "osd")
-        with pytest.raises(load("rados").TimedOut):
+        with pytest.raises(bindings.rados().TimedOut):
             ioctx.stat("rbd_info")
         own_cluster.lab("resume", "osd")
     with own_cluster.connection() as connection, connection.open_ioctx("one") as ioctx:
@@ -271,16 +271,16 @@ def test_the_oracle_sees_images_watchers_and_locks(cluster: Cluster, images: Ima
 
 INNER = """
 import pytest
-from .bindings import load
+from mapper_rbd import bindings
 pytestmark = pytest.mark.ceph
 held = []
 def test_leaves_an_image(cluster):
     assert cluster.rbd("create", "--size", "1M", "one/left").returncode == 0
 def test_leaves_a_watcher(cluster):
     assert cluster.rbd("create", "--size", "1M", "one/held").returncode == 0
-    connection = load("rados").Rados(conffile=cluster.conf, rados_id="oneadmin")
+    connection = bindings.rados().Rados(conffile=cluster.conf, rados_id="oneadmin")
     connection.connect()
-    held.extend([connection, load("rbd").Image(connection.open_ioctx("one"), "held")])
+    held.extend([connection, bindings.rbd().Image(connection.open_ioctx("one"), "held")])
 def test_leaves_nothing(cluster, images):
     assert cluster.rbd("ls", "one").stdout == ""
     images.create("one/fine")
@@ -293,7 +293,7 @@ def test_what_a_test_leaves_in_the_cluster_fails_it(tmp_path: Path, ceph_install
     (tree / "tests" / "ceph").mkdir(parents=True)
     for file in ("conftest.py", "pyproject.toml", "tests/expected-skips.txt"):
         shutil.copy(ROOT / file, tree / file)
-    for file in ("conftest.py", "cluster.py", "bindings.py"):
+    for file in ("conftest.py", "cluster.py"):
         shutil.copy(ROOT / "tests" / "ceph" / file, tree / "tests" / "ceph")
     os.symlink(ROOT / "labs", tree / "labs")
     (tree / "tests" / "ceph" / "test_inner.py").write_text(INNER)
