@@ -22,7 +22,7 @@ def disk_xml(number: int, *, kind: str = "raw", **elements: str) -> str:
         "DRIVER": kind,
         "FORMAT": kind,
         "READONLY": "NO",
-        "TARGET": "sd" + "abcdefghij"[number],
+        "TARGET": "sd" + chr(ord("a") + number),
         "TYPE": "FILE",
         "CLONE": "YES",
         "SIZE": "64",

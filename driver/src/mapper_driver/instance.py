@@ -1,26 +1,29 @@
 """A virtual machine of OpenNebula as a container of LXD or Incus. Pure: it decides, others act.
 
 The units are those of LXD's documentation: ``limits.memory`` in MiB, since that is what OpenNebula's ``MEMORY`` means
-(OpenNebula's own driver wrote ``MB``, which is 5 % less), network limits in kbit/s, disk limits in bytes/s or iops.
+(OpenNebula's own driver wrote ``MB``, which is 5 % less). Its devices are in :mod:`mapper_driver.devices`, the limits of its
+disks in :mod:`mapper_driver.iolimits`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from mapper_core.errors import NotMapped, NotSupported, Refused, UsageError
+from mapper_core.errors import NotMapped, Refused, UsageError
 
+from . import iolimits
+from .devices import context_device, disk_device, nic_device, nic_warnings, pci_device, root_device
+from .lxd.cgroups import Version
 from .lxd.model import Device, InstanceSpec
 from .opennebula.config import Config
-from .opennebula.vm import DiskKind, IoLimits, Nic, VirtualMachine, VmDisk
+from .opennebula.vm import DiskKind, VirtualMachine
 from .raw import RAW_LXC, parse_raw
 
-CONTEXT_PATH = "/context"
 STATUS_KEY = "user.one_status"
 """Set to ``0`` while an action works on the container, so that the probes leave it out; removed at its end."""
-_RESERVED_PATHS = ("/proc", "/sys", "/dev", CONTEXT_PATH)
-_BRIDGED = frozenset({"", "linux", "openvswitch"})
+SIZE_KEYS = ("limits.memory", "limits.cpu.allowance", "limits.cpu")
+"""What follows from OpenNebula's ``MEMORY``, ``CPU`` and ``VCPU``, and can change while the container runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +32,16 @@ class HostFacts:
 
     :param pool: storage pool of the root device.
     :param hook: command that LXC runs before the container's own mounts, to place its tree; empty: none.
+    :param limit_hook: command that LXC runs to limit the disks' input and output; the limits are appended.
+    :param interfaces: network interfaces of the machine's PCI devices, by address.
+    :param cpuset: version of the control group that binds to processors and memory.
     """
 
     pool: str
     hook: str = ""
+    limit_hook: str = ""
+    interfaces: Mapping[str, str] = field(default_factory=dict)
+    cpuset: Version = Version.V2
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +66,6 @@ def build_instance(vm: VirtualMachine, config: Config, host: HostFacts, sources:
     :raises UsageError: for a wish that makes no sense.
     :raises NotMapped: when a source is missing.
     """
-    if vm.pci_devices:
-        raise NotSupported("the machine wants PCI devices, which a container cannot have yet", subject=vm.container)
     root = vm.root_disk()
     others = [disk for disk in vm.disks if disk.id != root.id and disk.kind is not DiskKind.SWAP]
     devices = {"root": root_device(root, host.pool)}
@@ -66,6 +73,7 @@ def build_instance(vm: VirtualMachine, config: Config, host: HostFacts, sources:
     if vm.context is not None:
         devices["context"] = context_device(_source(sources, vm.context.disk_id))
     devices |= {f"eth{nic.id}": nic_device(nic) for nic in vm.nics}
+    devices |= {pci.device_name: pci_device(pci, host.interfaces) for pci in vm.pci}
     _refuse_same_path(devices)
     return BuiltInstance(
         InstanceSpec(
@@ -74,11 +82,7 @@ def build_instance(vm: VirtualMachine, config: Config, host: HostFacts, sources:
             devices=devices,
             profiles=vm.wishes.profiles or (config.profile,),
         ),
-        warnings=tuple(
-            f"disk {disk.id}: LXD knows one limit of each kind, the iops are left out"
-            for disk in (root, *others)
-            if _dropped(disk.limits)
-        ),
+        warnings=tuple(warning for nic in vm.nics for warning in nic_warnings(nic)),
     )
 
 
@@ -105,7 +109,9 @@ def _config(vm: VirtualMachine, config: Config, host: HostFacts) -> dict[str, st
         keys["limits.cpu"] = cpus
     raw = parse_raw(vm.raw, config.security.raw_allow)
     keys.update(raw.config)  # of ours only those that the administrator lets a template set
-    lines = raw_lxc(raw.lxc, host.hook)
+    limits = {disk.id: iolimits.of_disk(disk.limits) for disk in vm.disks if disk.kind is not DiskKind.SWAP}
+    ours = (*_memory_nodes(vm, host.cpuset), *iolimits.hook_lines(host.limit_hook, limits))
+    lines = raw_lxc((*raw.lxc, *ours), host.hook)
     if lines:
         keys[RAW_LXC] = lines
     return dict(sorted(keys.items()))
@@ -144,6 +150,19 @@ def limits_cpu(vm: VirtualMachine) -> str:
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
 
 
+def size_keys(vm: VirtualMachine, config: Config) -> dict[str, str | None]:
+    """The keys of :data:`SIZE_KEYS`; ``None`` for one that is not set."""
+    keys = _config(vm, config, HostFacts(pool=""))
+    return {key: keys.get(key) for key in SIZE_KEYS}
+
+
+def _memory_nodes(vm: VirtualMachine, version: Version) -> tuple[str, ...]:
+    """Bind its memory to NUMA nodes. LXD 5.0 has no key for that."""
+    if not vm.memory_nodes:
+        return ()
+    return (f"lxc.{version.value}.cpuset.mems = {','.join(map(str, vm.memory_nodes))}",)
+
+
 def raw_lxc(lines: Iterable[str], hook: str) -> str:
     """``raw.lxc``: the lines of the template, then our hook, so that none of them can take it away."""
     ours = []
@@ -152,73 +171,6 @@ def raw_lxc(lines: Iterable[str], hook: str) -> str:
             raise UsageError("the command of the hook is not one line", subject=hook)
         ours.append(f"lxc.hook.pre-start = {hook}")
     return "\n".join((*lines, *ours))
-
-
-# --- devices ------------------------------------------------------------------------------------------
-
-
-def root_device(disk: VmDisk, pool: str) -> Device:
-    """The root. LXD wants it in a pool; what is in it is the tree that the hook places there."""
-    options = {"type": "disk", "path": "/", "pool": pool, **_io_limits(disk.limits)}
-    if disk.read_only:
-        options["readonly"] = "true"
-    return options
-
-
-def disk_device(disk: VmDisk, source: str) -> Device:
-    """Another disk: its tree, with all that is mounted in it.
-
-    There is no ``readonly`` beside ``recursive`` (LXD 5.0: "Recursive read-only bind-mounts aren't currently
-    supported by the kernel"). A read-only disk is a read-only block device and mounted read-only at its source.
-
-    :raises UsageError: when ``TARGET`` is a path where nothing may be mounted.
-    """
-    options = {"type": "disk", "source": source, "path": guest_path(disk), "recursive": "true"}
-    return options | _io_limits(disk.limits)
-
-
-def context_device(source: str) -> Device:
-    """The files of the contextualisation ISO."""
-    return {"type": "disk", "source": source, "path": CONTEXT_PATH, "readonly": "true"}
-
-
-def nic_device(nic: Nic) -> Device:
-    """A network interface: one end in the container, the other on OpenNebula's bridge under OpenNebula's name.
-
-    :raises NotSupported: for a bridge that only virtual machines can use.
-    """
-    if nic.bridge_type not in _BRIDGED:
-        raise NotSupported(f"interface {nic.id} is on a bridge of type {nic.bridge_type}", subject=nic.bridge)
-    options = {
-        "type": "nic",
-        "nictype": "bridged",
-        "name": f"eth{nic.id}",
-        "host_name": nic.target,
-        "parent": nic.bridge,
-        "hwaddr": nic.mac,
-    }
-    # OpenNebula's unit is kilobytes per second. LXD has no bursts: the PEAK attributes have no equal.
-    if nic.inbound_avg is not None:
-        options["limits.ingress"] = f"{nic.inbound_avg * 8}kbit"
-    if nic.outbound_avg is not None:
-        options["limits.egress"] = f"{nic.outbound_avg * 8}kbit"
-    return options
-
-
-def guest_path(disk: VmDisk) -> str:
-    """Where the disk is in the container: ``TARGET`` if it is a path, else ``/media/<id>``.
-
-    :raises UsageError: for the root, and for directories that belong to the system.
-    """
-    if not disk.target.startswith("/"):
-        return f"/media/{disk.id}"
-    if disk.target == "/" or any(_is_in(disk.target, reserved) for reserved in _RESERVED_PATHS):
-        raise UsageError(f"disk {disk.id} cannot be mounted on {disk.target}", subject=f"disk {disk.id}")
-    return disk.target
-
-
-def _is_in(path: str, directory: str) -> bool:
-    return path == directory or path.startswith(f"{directory}/")
 
 
 def _refuse_same_path(devices: Mapping[str, Device]) -> None:
@@ -230,31 +182,3 @@ def _refuse_same_path(devices: Mapping[str, Device]) -> None:
         if path in seen:
             raise UsageError(f"{seen[path]} and {name} have the same path {path}", subject=path)
         seen[path] = name
-
-
-def _io_limits(limits: IoLimits) -> dict[str, str]:
-    """One limit for both directions if there is one, else one for each; bytes before operations."""
-
-    def one(size: int | None, iops: int | None) -> str:
-        if size is not None:
-            return str(size)
-        return "" if iops is None else f"{iops}iops"
-
-    total = one(limits.total_bytes, limits.total_iops)
-    if total:
-        return {"limits.max": total}
-    read, write = one(limits.read_bytes, limits.read_iops), one(limits.write_bytes, limits.write_iops)
-    return {key: value for key, value in (("limits.read", read), ("limits.write", write)) if value}
-
-
-def _dropped(limits: IoLimits) -> bool:
-    """Whether a limit had to be left out."""
-    given = [
-        limits.total_bytes,
-        limits.read_bytes,
-        limits.write_bytes,
-        limits.total_iops,
-        limits.read_iops,
-        limits.write_iops,
-    ]
-    return sum(value is not None for value in given) > len(_io_limits(limits))

@@ -12,14 +12,17 @@ import os
 from dataclasses import dataclass
 
 from mapper_core.errors import NotSupported, UnknownFilesystem
+from mapper_core.linux import mountinfo
 from mapper_core.mapping import Mapper
 from mapper_core.model import Access, IdMap, MapOptions
 from mapper_core.tree import mounted
 from mapper_core.tree.look import Purpose
 from mapper_core.tree.mounted import TreeRequest
-from mapper_core.tree.scratch import scratch_tree
+from mapper_core.tree.record import TreeRecord
+from mapper_core.tree.scratch import refill_tree, scratch_tree
 from mapper_driver import iso, volatile
 from mapper_driver.disks import mapper_disk
+from mapper_driver.lxd.model import Device
 from mapper_driver.opennebula.config import Config
 from mapper_driver.opennebula.framing import Log
 from mapper_driver.opennebula.vm import Context, DiskKind, VirtualMachine, VmDisk
@@ -33,12 +36,16 @@ class Staged:
     """A disk that is mounted for a container.
 
     :param directory: where its tree is on the host.
-    :param idmapped: owners are shown by the container's map; ``False``: they are as on the disk.
+    :param shift: LXD has to show the owners by the container's map: the kernel cannot on this filesystem.
     """
 
     disk_id: int
     directory: str
-    idmapped: bool
+    shift: bool = False
+
+    def finish(self, device: Device) -> Device:
+        """A device of LXD for this disk, with what only the mounted disk can tell."""
+        return {**device, "shift": "true"} if self.shift else device
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +100,44 @@ class Storage:
         """Show the files of the contextualisation ISO."""
         return self._unpack(context.disk_id, context.location, idmap)
 
+    def restage_context(self, context: Context, idmap: IdMap | None) -> None:
+        """Replace the shown files by those of the ISO as it is now, for everybody who has them mounted.
+
+        :raises NotMapped: the files are not shown.
+        """
+        real = os.path.realpath(context.location)
+        refill_tree(
+            self.mapper,
+            os.path.basename(self.directory(context.disk_id)),
+            owner=self.owner,
+            size=iso.size_needed(real),
+            fill=functools.partial(iso.extract, real, owner=root_of(idmap)),
+        )
+
+    def tree(self, disk_id: int) -> TreeRecord | None:
+        """What the journal knows of a disk's tree; ``None`` when it has none."""
+        found = mounted.find(self.mapper, self.directory(disk_id))
+        return found if found is not None and found.owner == self.owner else None
+
+    def is_staged(self, disk: VmDisk) -> bool:
+        """Whether the tree of a disk is mounted, and shows just this image and not another that had its number before."""
+        tree = self.tree(disk.id)
+        if tree is None or not tree.complete or not mountinfo.at(tree.directory):
+            return False
+        if not tree.disk_id:  # files of an ISO; which one is not written down
+            return True
+        found = self.mapper.find(disk.location)
+        return found is not None and found.id == tree.disk_id
+
+    def release_one(self, disk_id: int) -> None:
+        """Take back the tree of one disk. Nothing left to do is a success.
+
+        :raises DeviceBusy: naming who still uses it.
+        """
+        tree = self.tree(disk_id)
+        if tree is not None:
+            mounted.dismantle(self.mapper, tree)
+
     def release(self) -> None:
         """Take back every tree of the container, the newest first. Nothing left to do is a success.
 
@@ -110,10 +155,10 @@ class Storage:
                 raise
             self.log.warning(f"disk {disk.id}: {error}; LXD shifts the owners of its files instead")
             tree = mounted.mount_tree(self.mapper, dataclasses.replace(request, idmap=None))
-            return Staged(disk.id, tree.directory, idmapped=False)
+            return Staged(disk.id, tree.directory, shift=True)
         for warning in tree.plan.warnings:
             self.log.warning(f"disk {disk.id}: {warning}")
-        return Staged(disk.id, tree.directory, idmapped=request.idmap is not None)
+        return Staged(disk.id, tree.directory)
 
     def _unpack(self, disk_id: int, path: str, idmap: IdMap | None) -> Staged:
         real = os.path.realpath(path)
@@ -127,7 +172,7 @@ class Storage:
             gid=owner.gid,
             fill=functools.partial(iso.extract, real, owner=owner),
         )
-        return Staged(disk_id, directory, idmapped=True)
+        return Staged(disk_id, directory)
 
 
 def root_of(idmap: IdMap | None) -> iso.Owner:

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.unit
 FIXTURES = Path(__file__).parent / "fixtures"
 CALLS = sorted(path.name for path in FIXTURES.iterdir())
 LOCATION = "/var/lib/one/datastores"
-HOST = HostFacts(pool="default", hook="/usr/bin/mapper-driver hook")
+HOST = HostFacts(pool="default", hook="/usr/bin/mapper-driver hook", limit_hook="/usr/bin/mapper-driver limits")
 
 
 def load(name: str) -> tuple[Common, VirtualMachine]:

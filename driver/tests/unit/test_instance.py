@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 import pytest
 from mapper_driver.disks import mapper_disk
-from mapper_driver.instance import BuiltInstance, HostFacts, build_instance, cpu_allowance
+from mapper_driver.instance import BuiltInstance, HostFacts, build_instance, cpu_allowance, size_keys
+from mapper_driver.lxd.cgroups import Version
 from mapper_driver.opennebula.config import Config, Security
 from mapper_driver.opennebula.vm import VirtualMachine
 
-from mapper_core.errors import NotMapped, NotSupported, Refused, UsageError
+from mapper_core.errors import NotMapped, Refused, UsageError
 from mapper_core.model import Disk
 
 pytestmark = pytest.mark.unit
@@ -138,37 +139,35 @@ def test_read_only(make_vm: MakeVm) -> None:
     assert "readonly" not in devices["disk1"] and devices["disk1"]["recursive"] == "true"
 
 
-@pytest.mark.parametrize(
-    ("values", "limits", "warned"),
-    [
-        ({"TOTAL_BYTES_SEC": "1000"}, {"limits.max": "1000"}, False),
-        ({"TOTAL_IOPS_SEC": "50"}, {"limits.max": "50iops"}, False),
-        ({"TOTAL_BYTES_SEC": "1000", "TOTAL_IOPS_SEC": "50"}, {"limits.max": "1000"}, True),
-        ({"TOTAL_IOPS_SEC": "50", "READ_BYTES_SEC": "7"}, {"limits.max": "50iops"}, True),
-        ({"READ_BYTES_SEC": "7", "WRITE_IOPS_SEC": "8"}, {"limits.read": "7", "limits.write": "8iops"}, False),
-        ({"READ_BYTES_SEC": "7", "READ_IOPS_SEC": "8"}, {"limits.read": "7"}, True),
-        ({}, {}, False),
-    ],
-)
-def test_limits_of_disks(make_vm: MakeVm, values: dict[str, str], limits: dict[str, str], warned: bool) -> None:
-    instance = built(make_vm(disks=disk(0) + disk(1, **values)))
-    device = instance.spec.devices["disk1"]
-    assert {key: value for key, value in device.items() if key.startswith("limits.")} == limits
-    assert bool(instance.warnings) is warned
-
-
-def test_bridges_that_containers_cannot_use(make_vm: MakeVm) -> None:
-    nic = (
-        "<NIC><NIC_ID>0</NIC_ID><MAC>02:00:00:00:00:01</MAC><BRIDGE>br0</BRIDGE>"
-        "<BRIDGE_TYPE>openvswitch_dpdk</BRIDGE_TYPE></NIC>"
+def test_limits_of_disks_are_set_by_the_hook_and_not_by_lxd(make_vm: MakeVm) -> None:
+    """LXD 5.0 refuses them beside a disk with partitions."""
+    vm = make_vm(
+        disks=disk(0, TOTAL_IOPS_SEC="50") + disk(1, READ_BYTES_SEC="7") + disk(2, TYPE="swap", READ_IOPS_SEC="1")
     )
-    with pytest.raises(NotSupported, match="openvswitch_dpdk"):
-        built(make_vm(nic))
+    spec = build_instance(vm, Config(), HostFacts("fast", hook=HOOK, limit_hook="/x limits"), SOURCES).spec
+    assert not [key for device in spec.devices.values() for key in device if key.startswith("limits.")]
+    assert spec.config["raw.lxc"].splitlines() == [
+        "lxc.hook.start-host = /x limits 0:riops=50,wiops=50 1:rbps=7",
+        f"lxc.hook.pre-start = {HOOK}",
+    ]
 
 
-def test_pci_is_not_left_out_in_silence(make_vm: MakeVm) -> None:
-    with pytest.raises(NotSupported, match="PCI"):
-        built(make_vm("<PCI><CLASS>0300</CLASS></PCI>"))
+@pytest.mark.parametrize(("version", "word"), [(Version.V1, "cgroup"), (Version.V2, "cgroup2")])
+def test_memory_of_pinned_nodes(make_vm: MakeVm, version: Version, word: str) -> None:
+    node = "<NUMA_NODE><CPUS>{}</CPUS><MEMORY_NODE_ID>{}</MEMORY_NODE_ID></NUMA_NODE>"
+    vm = make_vm(
+        node.format("0", "1") + node.format("4", "0") + "<NUMA_NODE><MEMORY_NODE_ID>3</MEMORY_NODE_ID></NUMA_NODE>"
+    )
+    spec = build_instance(vm, Config(), HostFacts("fast", cpuset=version), SOURCES).spec
+    assert spec.config["raw.lxc"] == f"lxc.{word}.cpuset.mems = 0,1"
+
+
+def test_size_keys(make_vm: MakeVm) -> None:
+    vm = make_vm("<RAW><TYPE>lxd</TYPE><DATA>limits.memory=64GiB</DATA></RAW>")
+    allowed = Config(security=Security(raw_allow=("limits.memory",)))
+    assert size_keys(make_vm("<VCPU>3</VCPU>"), Config())["limits.cpu"] == "3"
+    keys = size_keys(vm, allowed)
+    assert (keys["limits.memory"], keys["limits.cpu"]) == ("64GiB", None)
 
 
 # --- what the mapper is told ---------------------------------------------------------------------------

@@ -12,10 +12,11 @@ import os
 
 from mapper_core.linux import mountinfo
 from mapper_core.model import IdMap
+from mapper_driver import pci
 from mapper_driver.actions.node import Node
 from mapper_driver.errors import InstanceNotFound, InstanceRunning, InstanceStartFailed, TreeNotPlaced
 from mapper_driver.instance import STATUS_KEY, HostFacts, build_instance
-from mapper_driver.lxd import hook, placement
+from mapper_driver.lxd import cgroups, hook, inside, limits, placement
 from mapper_driver.lxd.model import InstanceSpec, InstanceState, Status
 from mapper_driver.opennebula.vm import DiskKind, VirtualMachine
 from mapper_driver.storage import Staged, root_of
@@ -55,7 +56,14 @@ def deploy(vm: VirtualMachine, node: Node) -> str:
 
 def _facts(vm: VirtualMachine, node: Node) -> HostFacts:
     pool = node.config.pool or node.client.default_pool(node.config.profile)
-    return HostFacts(pool=pool, hook=hook.command(node.mapper.runtime, vm.container, node.client.daemon_pid()))
+    whose = (node.mapper.runtime, vm.container, node.client.daemon_pid())
+    return HostFacts(
+        pool=pool,
+        hook=hook.command(*whose),
+        limit_hook=limits.command(*whose),
+        interfaces=pci.interfaces(vm.pci),
+        cpuset=cgroups.version_of("cpuset") if vm.memory_nodes else cgroups.Version.V2,
+    )
 
 
 def _directories(vm: VirtualMachine, node: Node) -> dict[int, str]:
@@ -91,16 +99,13 @@ def _hand_over(spec: InstanceSpec, root: Staged, others: list[Staged], idmap: Id
     placement.prepare_rootfs(rootfs, daemon)
     record = placement.describe(container, rootfs, root.directory)
     placement.write(node.mapper.runtime, record)
-    if idmap is not None and (root.idmapped or _is_shifted(root, idmap)):
+    if idmap is not None and (not root.shift or _is_shifted(root, idmap)):
         node.client.keep_owners(container)
         placement.place(record, daemon)
     elif idmap is not None:
         placement.place_twice(record, daemon)
-    shifted = {staged.directory for staged in others if not staged.idmapped} if idmap is not None else set()
-    devices = {name: dict(device) for name, device in spec.devices.items() if "source" in device}
-    for device in devices.values():
-        if device["source"] in shifted:
-            device["shift"] = "true"
+    finish = {staged.directory: staged.finish for staged in others}
+    devices = {name: finish[device["source"]](device) for name, device in spec.devices.items() if "source" in device}
     if devices:
         node.client.set_devices(container, devices)
 
@@ -127,14 +132,13 @@ def _verify(spec: InstanceSpec, state: InstanceState, root: Staged, node: Node) 
 
     :raises TreeNotPlaced: its root or a disk is not what was handed over.
     """
-    inside = {entry.target: entry for entry in mountinfo.entries(state.pid)}
     wanted = mountinfo.at(root.directory)[-1]
-    found = inside.get("/")
+    found = next(iter(mountinfo.at("/", pid=state.pid)[-1:]), None)
     if found is None or (found.device, found.root) != (wanted.device, wanted.root):
         raise TreeNotPlaced(
             f"the container runs on {found.source if found else 'nothing'} instead of {wanted.source}",
             subject=spec.name,
         )
-    for name, device in spec.devices.items():
-        if "source" in device and device["path"] not in inside:
-            raise TreeNotPlaced(f"{name} did not appear at {device['path']} in the container", subject=spec.name)
+    for device in spec.devices.values():
+        if "source" in device:
+            inside.check_disk(state.pid, device["path"], device["source"], spec.name)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mapper_core.errors import MapperError
 from mapper_core.mapping import Mapper
-from mapper_driver import inventory
-from mapper_driver.errors import InstanceNotFound
-from mapper_driver.lxd import placement
+from mapper_driver import inventory, iolimits
+from mapper_driver.errors import InstanceNotFound, InstanceNotRunning
+from mapper_driver.iolimits import Limits
+from mapper_driver.lxd import limits, placement
 from mapper_driver.lxd.client import LxdClient
+from mapper_driver.lxd.model import Instance, Status
 from mapper_driver.opennebula.config import Config
 from mapper_driver.opennebula.framing import Log
+from mapper_driver.raw import RAW_LXC
 from mapper_driver.storage import Storage
 
 
@@ -49,11 +53,45 @@ class Node:
         inventory.forget(self.mapper.runtime, container)
         self.storage(container).release()
 
+    def running(self, container: str) -> tuple[Instance, int]:
+        """A container that runs, and its first process.
+
+        :raises InstanceNotFound: there is none.
+        :raises InstanceNotRunning: it does not run.
+        """
+        found = self.client.instance(container)
+        if found.status is not Status.RUNNING:
+            raise InstanceNotRunning(
+                f"the container is {found.status.name.lower()} and not running",
+                subject=container,
+                hint="start the virtual machine first",
+            )
+        return found, self.client.state(container).pid
+
+    def set_start_limits(self, container: str, disk_id: int, wanted: Limits) -> None:
+        """Change what limits a disk's input and output from the next start on.
+
+        :param wanted: empty for no limits.
+        """
+        hook = limits.command(self.mapper.runtime, container, self.client.daemon_pid())
+        lines = self.client.instance(container).config.get(RAW_LXC, "")
+        changed = iolimits.with_disk(lines, hook, disk_id, wanted)
+        if changed != lines:
+            self.client.set_config(container, {RAW_LXC: changed or None})
+
+    def try_to(self, act: Callable[[], object]) -> None:
+        """Carry out one step of a clean-up; a failure is logged and does not stop the other steps."""
+        try:
+            act()
+        except MapperError as error:
+            self.log.warning(f"the clean-up is not complete: {error}; run: mapper-cli reconcile")
+
     def undo(self, container: str) -> None:
         """Remove what a failed action has made, as far as possible; what is left is for ``mapper-cli reconcile``."""
-        try:
+
+        def stop_and_remove() -> None:
             with contextlib.suppress(InstanceNotFound):
                 self.client.stop(container)
             self.remove(container)
-        except MapperError as error:
-            self.log.warning(f"the clean-up is not complete: {error}; run: mapper-cli reconcile")
+
+        self.try_to(stop_and_remove)

@@ -49,6 +49,9 @@ def state(answer: Mapping[str, Any]) -> InstanceState:
         memory=counter((answer.get("memory") or {}).get("usage")),
         received=_total(counters, "bytes_received"),
         sent=_total(counters, "bytes_sent"),
+        interfaces={
+            name: str(item.get("hwaddr") or "") for name, item in (answer.get("network") or {}).items() if name != "lo"
+        },
     )
 
 

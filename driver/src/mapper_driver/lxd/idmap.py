@@ -13,6 +13,7 @@ from mapper_core.model import IdMap, IdRange
 from mapper_driver.errors import LxdFailed
 
 NEXT = "volatile.idmap.next"
+CURRENT = "volatile.idmap.current"
 LAST = "volatile.last_state.idmap"
 
 
@@ -43,6 +44,14 @@ def next_map(config: Mapping[str, str], *, subject: str = "") -> IdMap | None:
     if NEXT not in config:
         raise LxdFailed(f"LXD has no {NEXT} for this instance", subject=subject)
     return parse(config[NEXT], subject=subject)
+
+
+def current_map(config: Mapping[str, str], *, subject: str = "") -> IdMap | None:
+    """The map of an instance that runs; daemons that do not write it down use that of the next start.
+
+    :raises LxdFailed: when it is missing or no map.
+    """
+    return parse(config[CURRENT], subject=subject) if CURRENT in config else next_map(config, subject=subject)
 
 
 def to_host(ranges: tuple[IdRange, ...], inside: int) -> int | None:

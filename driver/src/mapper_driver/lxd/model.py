@@ -103,6 +103,7 @@ class InstanceState:
     :param memory: bytes in use.
     :param received: bytes received on all interfaces except loopback.
     :param sent: bytes sent, the same.
+    :param interfaces: addresses (MAC) of its network interfaces, by name inside.
     """
 
     status: Status
@@ -112,6 +113,7 @@ class InstanceState:
     memory: int | None = None
     received: int | None = None
     sent: int | None = None
+    interfaces: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

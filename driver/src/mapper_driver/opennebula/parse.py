@@ -13,12 +13,13 @@ from mapper_core.errors import UsageError
 from . import fields
 from .fields import Fields
 from .parse_disk import parse_context, parse_disk
-from .vm import BootDevice, BootEntry, Graphics, Nic, VirtualMachine, VmIdentity, Wishes
+from .parse_nic import parse_mac, parse_nic, parse_pci
+from .vm import BootDevice, BootEntry, Graphics, VirtualMachine, VmIdentity, Wishes
 from .xml import Document
 
 MAX_ID = 2**31 - 1
-MAX_NIC_ID = 9999
 MAX_CPUS = 65536
+MAX_NUMA_NODE = 1023  # CONFIG_NODES_SHIFT is at most 10
 
 _BOOT_ENTRY = re.compile(r"(disk|nic)(0|[1-9][0-9]{0,3})")
 _CPU_LIST = re.compile(r"[0-9]{1,5}(-[0-9]{1,5})?(,[0-9]{1,5}(-[0-9]{1,5})?)*")
@@ -79,13 +80,15 @@ def parse_vm(document: Document, datastore_location: str, default_format: str = 
         vcpu=template.integer("VCPU", minimum=1, maximum=MAX_CPUS),
         pinned_cpus=_pinned(template),
         disks=tuple(parse_disk(disk, identity, default_format) for disk in template.children("DISK")),
-        nics=tuple(_nic(nic, identity) for nic in template.children("NIC")),
+        nics=tuple(parse_nic(nic, identity) for nic in template.children("NIC")),
         context=None if context is None else parse_context(context, identity),
         graphics=_graphics(template),
         boot=_boot(template),
         raw=_raw(template),
         wishes=_wishes(vm),
-        pci_devices=len(template.children("PCI")),
+        memory_nodes=_memory_nodes(template),
+        pci=tuple(parse_pci(pci, number) for number, pci in enumerate(template.children("PCI"))),
+        alias_macs=tuple(parse_mac(alias) for alias in template.children("NIC_ALIAS")),
     )
     _refuse_duplicates(parsed)
     return parsed
@@ -95,7 +98,8 @@ def _refuse_duplicates(vm: VirtualMachine) -> None:
     disks = [disk.id for disk in vm.disks]
     if vm.context is not None:
         disks.append(vm.context.disk_id)
-    for what, ids in (("DISK_ID", disks), ("NIC_ID", [nic.id for nic in vm.nics])):
+    nics = [nic.id for nic in (*vm.nics, *(pci.nic for pci in vm.pci)) if nic is not None]
+    for what, ids in (("DISK_ID", disks), ("NIC_ID", nics)):
         twice = sorted({number for number in ids if ids.count(number) > 1})
         if twice:
             raise UsageError(f"{what} {twice[0]} is used twice", subject=f"VM/TEMPLATE/{what}")
@@ -121,26 +125,11 @@ def _pinned(template: Fields) -> tuple[int, ...]:
     return tuple(sorted(cpus))
 
 
-def _nic(nic: Fields, vm: VmIdentity) -> Nic:
-    what = "a name of a network interface (at most 15 characters)"
-    nic_id = nic.needed("NIC_ID", nic.integer("NIC_ID", maximum=MAX_NIC_ID))
-    mac = nic.needed("MAC", nic.text("MAC").lower())
-    if not fields.MAC.fullmatch(mac) or int(mac[:2], 16) & 1:
-        raise nic.bad("MAC", mac, "not an address of a single network card")
-    target = nic.matching("TARGET", fields.INTERFACE, what) or f"one-{vm.id}-{nic_id}"
-    if not fields.INTERFACE.fullmatch(target):
-        raise nic.bad("TARGET", target, f"not {what}")
-    return Nic(
-        id=nic_id,
-        mac=mac,
-        bridge=nic.needed("BRIDGE", nic.matching("BRIDGE", fields.INTERFACE, what)),
-        target=target,
-        bridge_type=nic.matching("BRIDGE_TYPE", fields.WORD, "a type of bridge"),
-        vn_mad=nic.matching("VN_MAD", fields.WORD, "a name of a network driver"),
-        inbound_avg=nic.integer("INBOUND_AVG_BW") or None,
-        outbound_avg=nic.integer("OUTBOUND_AVG_BW") or None,
-        attach=nic.flag("ATTACH"),
-    )
+def _memory_nodes(template: Fields) -> tuple[int, ...]:
+    """``MEMORY_NODE_ID`` of the nodes that have processors: without them the machine is not pinned."""
+    nodes = (node for node in template.children("NUMA_NODE") if node.text("CPUS"))
+    found = (node.integer("MEMORY_NODE_ID", maximum=MAX_NUMA_NODE) for node in nodes)
+    return tuple(sorted({number for number in found if number is not None}))
 
 
 def _graphics(template: Fields) -> Graphics | None:

@@ -96,6 +96,11 @@ class Nic:
     :param target: name of the interface on the host.
     :param inbound_avg: ``INBOUND_AVG_BW``, kilobytes per second into the guest; None: no limit.
     :param outbound_avg: ``OUTBOUND_AVG_BW``, kilobytes per second out of the guest; None: no limit.
+    :param inbound_peak: ``INBOUND_PEAK_BW``, kilobytes per second.
+    :param outbound_peak: ``OUTBOUND_PEAK_BW``, kilobytes per second.
+    :param inbound_burst: ``INBOUND_PEAK_KB``, kilobytes that may come at the peak rate.
+    :param outbound_burst: ``OUTBOUND_PEAK_KB``, likewise.
+    :param attach: ``ATTACH``: this is the interface that ``attach_nic`` or ``detach_nic`` is about.
     """
 
     id: int
@@ -106,7 +111,44 @@ class Nic:
     vn_mad: str = ""
     inbound_avg: int | None = None
     outbound_avg: int | None = None
+    inbound_peak: int | None = None
+    outbound_peak: int | None = None
+    inbound_burst: int | None = None
+    outbound_burst: int | None = None
     attach: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PciNic:
+    """What a PCI device with ``TYPE=NIC`` is besides: an interface of the machine.
+
+    :param mac: empty: its own.
+    """
+
+    id: int
+    mac: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PciDevice:
+    """One ``<PCI>``: a device of the host.
+
+    :param number: place in the list, from 0.
+    :param address: as the kernel writes it, such as ``0000:41:00.0``.
+    :param device_class: ``CLASS``, four hexadecimal digits such as ``0300``; empty when OpenNebula does not say.
+    :param attach: ``ATTACH``: this is what ``attach_nic`` is about.
+    """
+
+    number: int
+    address: str
+    device_class: str = ""
+    nic: PciNic | None = None
+    attach: bool = False
+
+    @property
+    def device_name(self) -> str:
+        """Name of its device in the container's description."""
+        return f"pci{self.number}" if self.nic is None else f"eth{self.nic.id}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +253,9 @@ class VirtualMachine(VmIdentity):
     :param pinned_cpus: host processors it is bound to, of all NUMA nodes, ascending; empty: not pinned.
     :param boot: ``OS/BOOT``, in order.
     :param raw: ``RAW/DATA`` of type lxd, as it was written.
-    :param pci_devices: number of ``<PCI>`` elements.
+    :param memory_nodes: NUMA nodes of the host that its memory is bound to, ascending; empty: not bound.
+    :param pci: devices of the host it gets for itself.
+    :param alias_macs: addresses of ``<NIC_ALIAS>``: they have no interface of their own.
     """
 
     memory_mib: int
@@ -225,7 +269,9 @@ class VirtualMachine(VmIdentity):
     boot: tuple[BootEntry, ...] = ()
     raw: str = ""
     wishes: Wishes = Wishes()
-    pci_devices: int = 0
+    memory_nodes: tuple[int, ...] = ()
+    pci: tuple[PciDevice, ...] = ()
+    alias_macs: tuple[str, ...] = ()
 
     def disk(self, disk_id: int) -> VmDisk:
         """The disk of that number.

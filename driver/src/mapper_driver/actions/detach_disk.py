@@ -1,0 +1,105 @@
+"""``detach_disk``: a container gives a disk back, and it is an image again."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from mapper_core.errors import DeviceBusy, Refused, UsageError
+from mapper_core.linux import holders, mountinfo, namespaces
+from mapper_core.linux.holders import HolderKind
+from mapper_driver.actions.node import Node
+from mapper_driver.devices import disk_name
+from mapper_driver.errors import InstanceNotFound
+from mapper_driver.lxd import inside, limits, placement
+from mapper_driver.lxd.model import Instance
+from mapper_driver.opennebula.argv import DetachDisk
+from mapper_driver.opennebula.vm import VmIdentity
+
+_DISK = re.compile(r"disk\.(0|[1-9][0-9]{0,3})")
+
+
+def detach_disk(given: DetachDisk, vm: VmIdentity, node: Node) -> None:
+    """Take a disk from a container. One that it does not have is detached already.
+
+    :raises DeviceBusy: naming who uses it; it is still attached then.
+    :raises Refused: it is the root, or the context.
+    """
+    container, disk_id = given.deploy_id, disk_number(given.disk_path)
+    storage = node.storage(container)
+    try:
+        found, state = node.client.instance(container), node.client.state(container)
+    except InstanceNotFound:
+        node.log.info(f"there is no container {container}; releasing what is left of disk {disk_id}")
+        storage.release_one(disk_id)
+        return
+    if disk_name(disk_id) not in found.devices and storage.tree(disk_id) is None:
+        node.log.info(f"disk {disk_id} is not attached")
+    else:
+        remove_disk(found, state.pid, disk_id, node)
+    node.set_start_limits(container, disk_id, {})
+
+
+def remove_disk(found: Instance, pid: int, disk_id: int, node: Node) -> None:
+    """Take a disk from a container, as far as it has it.
+
+    :param pid: the container's first process; 0 when it does not run.
+    """
+    container, name, storage = found.name, disk_name(disk_id), node.storage(found.name)
+    directory = storage.directory(disk_id)
+    device = found.devices.get(name)
+    _refuse_parts(found, name, directory, node)
+    if pid and device is not None:
+        inside.take_disk(pid, device["path"], directory)
+    if device is not None:
+        node.client.set_devices(container, {name: None})
+    try:
+        if pid:
+            _check_unused(directory, disk_id, container, node)
+        number = limits.device_of(node.mapper, container, disk_id)
+        storage.release_one(disk_id)
+    except DeviceBusy:
+        if device is not None and mountinfo.at(directory):
+            node.try_to(lambda: node.client.set_devices(container, {name: device}))
+        raise
+    if pid and number is not None:
+        limits.apply({}, number, pid)
+
+
+def disk_number(path: str) -> int:
+    """The number in ``/var/lib/one/datastores/0/42/disk.10``.
+
+    :raises UsageError: when there is none.
+    """
+    match = _DISK.fullmatch(os.path.basename(path))
+    if match is None:
+        raise UsageError("is not the path of a disk (disk.<number>)", subject=path)
+    return int(match.group(1))
+
+
+def _refuse_parts(found: Instance, name: str, directory: str, node: Node) -> None:
+    """Never take the root or the context away by a wrong number."""
+    record = placement.read(placement.record_path(node.mapper.runtime, found.name))
+    others = [other for other, options in found.devices.items() if options.get("source") == directory and other != name]
+    if others or (record is not None and record.staging == directory):
+        what = others[0] if others else "root"
+        raise Refused(f"the disk is the container's {what}, which cannot be detached", subject=found.name)
+
+
+def _check_unused(directory: str, disk_id: int, container: str, node: Node) -> None:
+    """Look for users that an unmount in the container's own mount namespace did not reach.
+
+    :raises DeviceBusy: naming them.
+    """
+    staged = mountinfo.at(directory)[-1:]
+    if not staged or not staged[0].source.startswith("/dev/"):
+        return
+    known = {namespaces.mount_namespace_id(), namespaces.mount_namespace_id(node.client.daemon_pid())}
+    used = tuple(
+        holder
+        for holder in holders.holders(staged[0].source)
+        if holder.kind is HolderKind.MOUNT and holder.namespace not in known
+    )
+    if used:
+        text = f"disk {disk_id} is in use: {holders.describe(used)}"
+        raise DeviceBusy(text, subject=container, hint=holders.advise(used))

@@ -1,0 +1,93 @@
+"""A running container as its first process sees it, looked at and changed from the host.
+
+The guest owns what is in there: nothing of it is trusted, and what is done by path is done in its own mount namespace, where
+it can only meet itself.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from mapper_core.errors import DeviceBusy, Refused
+from mapper_core.linux import mountinfo, namespaces
+from mapper_driver.errors import TreeNotPlaced
+
+#: Filesystems whose server is a process of the guest or another machine, so that a look at a path may never end.
+_REMOTE = ("fuse", "nfs", "cifs", "smb", "9p", "autofs", "ceph")
+
+
+def check_target(pid: int, path: str) -> None:
+    """Make sure that a disk can be mounted on a path and taken away again without a trace of the guest's own files.
+
+    LXD removes what is at the path when it takes a disk away, be it a file or a symbolic link of the guest (LXD 5.0).
+
+    :param pid: first process of the container.
+    :raises DeviceBusy: something is mounted there.
+    :raises Refused: it is no directory, or not where it says (L-10).
+    """
+    entries = mountinfo.entries(pid)
+    covering = max((entry for entry in entries if _covers(entry.target, path)), key=lambda entry: len(entry.target))
+    if covering.target == path:
+        text = f"the container has {covering.source} ({covering.fstype}) mounted on {path}"
+        raise DeviceBusy(text, subject=path, hint="unmount it in the container, or choose another TARGET")
+    if covering.fstype.startswith(_REMOTE):
+        raise Refused(f"{path} lies in a {covering.fstype} filesystem of the guest", subject=path)
+    with namespaces.in_mount_namespace(pid):
+        real = os.path.realpath(path)
+        is_something_else = os.path.lexists(path) and not stat.S_ISDIR(os.lstat(path).st_mode)
+    if real != path:
+        hint = f"use the TARGET {real}" if real.isprintable() else ""
+        raise Refused("the path leads through a symbolic link of the guest", subject=path, hint=hint)
+    if is_something_else:
+        raise Refused("the guest has a file there that is no directory", subject=path)
+
+
+def check_disk(pid: int, path: str, directory: str, subject: str) -> None:
+    """Look whether a tree of the host is what the container has at a path (L-04).
+
+    :param directory: of the tree, on the host.
+    :param subject: name of the container, for the error.
+    :raises TreeNotPlaced: it is not.
+    """
+    wanted = mountinfo.at(directory)[-1]
+    found = [entry for entry in mountinfo.entries(pid) if entry.target == path][-1:]
+    if any(_same(entry, wanted) for entry in found):
+        return
+    what = f"{found[0].source} is" if found else "nothing is"
+    raise TreeNotPlaced(f"{what} at {path} in the container instead of {wanted.source}", subject=subject)
+
+
+def has_disk(pid: int, path: str, directory: str) -> bool:
+    """Whether :func:`check_disk` would be content."""
+    try:
+        check_disk(pid, path, directory, "")
+    except (TreeNotPlaced, IndexError):
+        return False
+    return True
+
+
+def take_disk(pid: int, path: str, directory: str) -> None:
+    """Unmount a tree in the container; nothing happens when the guest has done so itself.
+
+    LXD would do it lazily: the disk would be gone from sight and stay in use.
+
+    :param path: where it was mounted for the container.
+    :raises DeviceBusy: naming who uses it inside; nothing is changed.
+    """
+    staged = mountinfo.at(directory)[-1:]
+    found = [entry for entry in mountinfo.entries(pid) if any(entry.device == top.device for top in staged)]
+    others = [entry.target for entry in found if entry.target != path]
+    if others:
+        text = f"the guest has mounted it on {', '.join(others[:3])} too"
+        raise DeviceBusy(text, subject=path, hint=f"in the container: umount {others[0]}")
+    if found:
+        namespaces.unmount_in(pid, path)
+
+
+def _same(one: mountinfo.MountEntry, other: mountinfo.MountEntry) -> bool:
+    return (one.device, one.root) == (other.device, other.root)
+
+
+def _covers(target: str, path: str) -> bool:
+    return target == "/" or path == target or path.startswith(f"{target}/")
