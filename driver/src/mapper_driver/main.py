@@ -25,13 +25,15 @@ if TYPE_CHECKING:
 
 USAGE = """\
 usage: mapper-driver run SCRIPT_DIR ACTION ARGUMENT... <XML
+       mapper-driver boot
        mapper-driver --version | --help
 
-Runs an action of OpenNebula's virtual machine driver (deploy, shutdown, cancel) on this node. It is called by the scripts
-in remotes/vmm/lxd and not by hand. SCRIPT_DIR is their directory; the options of the node are in
-SCRIPT_DIR/../../etc/vmm/lxd/lxdrc, OpenNebula's version is in SCRIPT_DIR/../../VERSION.
+run   Runs an action of OpenNebula's virtual machine driver on this node. It is called by the scripts in remotes/vmm/lxd and
+      not by hand. SCRIPT_DIR is their directory; the options of the node are in SCRIPT_DIR/../../etc/vmm/lxd/lxdrc,
+      OpenNebula's version is in SCRIPT_DIR/../../VERSION.
+boot  After the host was booted and before LXD starts: mounts the disks of the containers with boot.autostart.
 
-Environment: LXD_SOCKET or LXD_DIR (the daemon), MAPPER_RUNTIME_DIR, MAPPER_LXDRC, MAPPER_ONE_VERSION.
+Environment: LXD_SOCKET or LXD_DIR (the daemon), MAPPER_RUNTIME_DIR, MAPPER_STATE_DIR, MAPPER_LXDRC, MAPPER_ONE_VERSION.
 """
 
 
@@ -46,10 +48,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"mapper-driver {version('mapper-driver')}")
         return 0
+    if words == ["boot"]:
+        return _boot()
     if len(words) < 3 or words[0] != "run":
         print(USAGE, end="", file=sys.stderr)
         return 2
     return run(words[1], words[2], words[3:])
+
+
+def _boot() -> int:
+    from mapper_driver.boot import boot
+
+    try:
+        return boot()
+    except MapperError as error:
+        print(f"mapper-driver: error: {error}", file=sys.stderr)
+        return error.exit_code
 
 
 def run(script_dir: str, action: str, argv: Sequence[str]) -> int:
