@@ -24,6 +24,9 @@ _MARGIN_SECONDS = 5.0  # for the answer to a request that is to take a known tim
 #: How daemons say that another operation on the instance is in the way (lxd/instance/operationlock).
 _BUSY = ("non-reusable operation", "busy running", "operation lock")
 
+#: How Incus answers when it has waited for an operation as long as it was asked to; LXD answers with the operation.
+_LATE = "context deadline exceeded"
+
 
 class Changed(LxdFailed):
     """Is raised when an object was changed by somebody else since it was read (HTTP 412)."""
@@ -120,6 +123,10 @@ class Connection:
                 raise LxdFailed(f"cannot {what}: the daemon has forgotten the operation", subject=name) from error
             except DeadlineExceeded:
                 break
+            except LxdFailed as error:
+                if _LATE in error.message:
+                    continue
+                raise
             operation: dict[str, Any] = done.json().get("metadata") or {}
             code = operation.get("status_code", 0)
             if code == 200:

@@ -192,9 +192,8 @@ def unplace(placement: Placement, daemon_pid: int) -> None:
     targets = [placement.rootfs]
     if namespaces.mount_namespace_id(daemon_pid) != placement.namespace:
         targets.append(placement.staging)
-    with namespaces.in_mount_namespace(daemon_pid):
-        for target in targets:
-            _peel(target)
+    for target in targets:
+        _peel(target, daemon_pid)
     check_clear(os.path.dirname(placement.rootfs), daemon_pid)
 
 
@@ -232,6 +231,21 @@ def monitor_of(init_pid: int) -> ProcessInfo | None:
             if file.read(64).startswith(b"[lxc monitor]"):
                 return process_info.info(parent)
     return None
+
+
+def monitors_of(containers: str, name: str) -> tuple[ProcessInfo, ...]:
+    """LXC's monitors of a container, also while it has no first process yet or no more.
+
+    :param containers: the daemon's directory with the configurations of its containers, which LXC calls the lxcpath.
+    """
+    wanted = f"[lxc monitor] {containers} {name}".encode()
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
+            ours = os.fstat(file.fileno()).st_uid == os.geteuid()  # anybody can give a process any name
+            if ours and file.read(len(wanted) + 1).rstrip(b"\0") == wanted:
+                found.append(process_info.info(int(pid)))
+    return tuple(item for item in found if item is not None and not item.gone)
 
 
 # --- helpers ------------------------------------------------------------------------------------------
@@ -294,15 +308,15 @@ def _any_process_in(namespace: int) -> int:
     return 0
 
 
-def _peel(target: str) -> None:
-    """Unmount all that is stacked on a directory, with what is mounted below it."""
+def _peel(target: str, pid: int) -> None:
+    """Unmount all that is stacked on a directory, with what is mounted below it, in the mount namespace of a process."""
     for _ in range(_STACK_LIMIT):
-        points = [entry.target for entry in (*mountinfo.at(target, pid=_HERE), *mountinfo.below(target, pid=_HERE))]
+        points = [entry.target for entry in (*mountinfo.at(target, pid=pid), *mountinfo.below(target, pid=pid))]
         if not points:
             return
         for point in reversed(points):
             with contextlib.suppress(NotMapped):
-                mounts.unmount(point)
+                namespaces.unmount_in(pid, point)
     raise DeviceBusy("new mounts appear while it is being unmounted", subject=target)
 
 
