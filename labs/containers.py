@@ -34,7 +34,8 @@ from common import NOT_RUNNING, SUN_PATH_MAX, LabError, ignore_interrupts, locke
 from containers_model import INCUS, LXD, PRODUCTS, Lab, Product
 
 INCUS_HELP = """\
-    labs/incus clean                   remove the cached Debian 13
+    labs/incus build                   build the Debian 13 that it runs in, unless it is there
+    labs/incus clean                   remove that
 
 Incus and its client come from Debian 13: a tree of its packages is built once, into incus/ of the labs' cache
 ($MAPPER_LAB_CACHE, or .mapper-lab in this tree), and is the root directory of the daemon.
@@ -50,9 +51,7 @@ def up(directory: str, product: Product, private_mounts: bool) -> int:
     lab = Lab(directory, product.name)
     if len(f"{lab.home}/run/seccomp.socket") > SUN_PATH_MAX:
         raise LabError(f"{directory}: too long for the path of a unix socket, take a shorter directory")
-    missing = sorted({package for program, package in product.needs if shutil.which(program) is None})
-    if missing:
-        raise LabError(f"programs are missing: apt-get install --no-install-recommends {' '.join(missing)}")
+    require_programs(product)
     if os.path.lexists(directory):
         down(directory, product)
     tree = debian13.tree() if product is INCUS else ""
@@ -160,6 +159,20 @@ def status(directory: str, product: Product) -> int:
     return 0
 
 
+def require_programs(product: Product) -> None:
+    """Say at once all that is missing."""
+    missing = sorted({package for program, package in product.needs if shutil.which(program) is None})
+    if missing:
+        raise LabError(f"programs are missing: apt-get install --no-install-recommends {' '.join(missing)}")
+
+
+def build() -> int:
+    """Build what the daemon runs in, unless it is there."""
+    require_programs(INCUS)
+    print(debian13.tree())
+    return 0
+
+
 def clean() -> int:
     """Remove the cached tree, unless a lab runs in it."""
     users = daemons.running(INCUS)
@@ -172,7 +185,7 @@ def clean() -> int:
 def main() -> int:
     """Run one command; the first argument, from labs/lxd or labs/incus, says which daemon it is about."""
     product = PRODUCTS[sys.argv[1]]
-    commands = ["up", "env", "status", "down"] + (["clean"] if product is INCUS else [])
+    commands = ["up", "env", "status", "down"] + (["build", "clean"] if product is INCUS else [])
     more = f"\n{INCUS_HELP}" if product is INCUS else ""
     parser = argparse.ArgumentParser(
         prog=f"labs/{product.name}",
@@ -197,8 +210,8 @@ def main() -> int:
         if options.command == "down":
             with locked(directory):
                 return down(directory, product)
-        if options.command == "clean":
-            return clean()
+        if options.command in ("build", "clean"):
+            return build() if options.command == "build" else clean()
         return env(directory, product) if options.command == "env" else status(directory, product)
     except (LabError, OSError) as error:
         print(f"labs/{product.name}: {error}", file=sys.stderr)

@@ -12,6 +12,7 @@ import socket
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 
 from common import LabError, run
@@ -52,37 +53,39 @@ def ended(pid: int, seconds: float) -> bool:
 
 
 def marked(lab: Lab) -> tuple[list[int], list[int]]:
-    """Processes that carry the lab's marker: the daemon and the LXC monitors it started, which run its program; and others.
+    """Processes of the lab: the daemon and the LXC monitors it started, which run its program; and others.
 
-    Others inherited it through a hook of LXC, and are not the lab's to kill, or are about to become the daemon.
+    Others inherited their environment through a hook of LXC, and are not the lab's to kill, or are about to become the
+    daemon. Incus starts LXC with its own variable and without ours.
     """
-    wanted = f"{MARKER}={lab.dir}".encode()
+    marker, home = f"{MARKER}={lab.dir}", f"{lab.product.prefix}_DIR={lab.home}"
     programs = (os.path.basename(lab.product.daemon), "unshare")
     ours: list[int] = []
     others: list[int] = []
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with contextlib.suppress(OSError):
-                program = os.path.basename(os.readlink(f"/proc/{name}/exe"))
-                with open(f"/proc/{name}/environ", "rb") as file:
-                    if wanted in file.read().split(b"\0"):
-                        (ours if program in programs else others).append(int(name))
+    for pid, program, variables in _processes():
+        if program in programs and (marker in variables or home in variables):
+            ours.append(pid)
+        elif marker in variables or (home in variables and any(text.startswith("LXC_NAME=") for text in variables)):
+            others.append(pid)
     return ours, others
 
 
 def running(product: Product) -> list[str]:
-    """Directories of all labs whose daemon of this kind, or a container of it, runs."""
-    found = set()
+    """Own directories of all daemons of a kind that run, or of whose containers one runs."""
+    name, program = f"{product.prefix}_DIR", os.path.basename(product.daemon)
+    found = (text.partition("=") for _, at, variables in _processes() if at == program for text in variables)
+    return sorted({value for key, _, value in found if key == name})
+
+
+def _processes() -> Iterator[tuple[int, str, list[str]]]:
+    """Number, program and environment of each process."""
     for name in os.listdir("/proc"):
-        with contextlib.suppress(OSError):
-            if name.isdigit() and os.path.basename(os.readlink(f"/proc/{name}/exe")) == os.path.basename(
-                product.daemon
-            ):
-                with open(f"/proc/{name}/environ", encoding="utf-8", errors="replace") as file:
-                    found |= {
-                        line.partition("=")[2] for line in file.read().split("\0") if line.startswith(f"{MARKER}=")
-                    }
-    return sorted(found)
+        if name.isdigit():
+            with contextlib.suppress(OSError):
+                program = os.path.basename(os.readlink(f"/proc/{name}/exe"))
+                with open(f"/proc/{name}/environ", encoding="utf-8", errors="surrogateescape") as file:
+                    variables = file.read().split("\0")
+                yield int(name), program, variables
 
 
 def inits(monitors: list[int]) -> list[int]:

@@ -10,6 +10,7 @@ import sys
 import time
 
 import bootstrap
+from common import run
 
 SUITE = "trixie"
 #: Incus for containers only, and of Debian's essential packages those whose programs it or LXC calls. Nothing is configured:
@@ -44,7 +45,7 @@ def tree() -> str:
     os.makedirs(CACHE, exist_ok=True)
     lock = os.open(CACHE, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one builds, the others wait for it
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one builds, the others wait until it has, or its deadline is over
         if not os.path.isdir(path):
             _build(path)
     finally:
@@ -66,7 +67,13 @@ def _build(path: str) -> None:
 
 
 def clean() -> None:
-    """Remove the tree, those of other versions of this file, and what a build that was killed has left."""
+    """Remove the tree, those of other versions of this file, and what a build that was killed has left.
+
+    :raises LabError: it is being built.
+    """
+    for directory in (CACHE, *bootstrap.workplaces(CACHE, "build-")):
+        if os.path.isdir(directory):
+            run("flock", "--wait", "30", directory, "true", seconds=35)  # mmdebstrap ends a moment after who called it
     shutil.rmtree(CACHE, ignore_errors=True)
     for directory in (CACHE, os.path.dirname(CACHE)):
         if os.path.isdir(directory) and not os.listdir(directory):
