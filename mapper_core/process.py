@@ -30,6 +30,7 @@ PACKAGES = {
     "qemu-nbd": "qemu-utils",
     "qemu-storage-daemon": "qemu-system-common",
     "mkfs.ext4": "e2fsprogs",
+    "resize2fs": "e2fsprogs",
     "mkfs.xfs": "xfsprogs",
     "mkfs.btrfs": "btrfs-progs",
 }
