@@ -47,11 +47,10 @@ def test_one_call_restarts_with_every_disk(machine: Machine) -> None:
     machine.nothing_left()
 
 
-@pytest.mark.parametrize("version", ["5.12.13", "6.8.3"])
-def test_two_calls_restart_with_every_disk(machine: Machine, version: str) -> None:
+def test_two_calls_restart_with_every_disk(machine: Machine) -> None:
     """OpenNebula 5.10 to 6.8: the first call stops, the second starts; meanwhile it is not reported as switched off."""
     before = machine.all_disks()
-    for action in ("reboot", "reset"):
+    for action, version in (("reboot", "5.12.13"), ("reset", "6.8.3")):
         ok(machine.power(action, MAPPER_ONE_VERSION=version))
         assert machine.status() is Status.STOPPED
         assert machine.power("poll").stdout.split()[0] == "STATE=-"
