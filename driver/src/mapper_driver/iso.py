@@ -12,7 +12,7 @@ import stat
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from mapper_core.errors import BadImage, Refused
+from mapper_core.errors import BadImage, ImageNotFound, Refused
 
 #: A context image carries scripts and keys; files of the datastore (FILES_DS) can make it larger.
 MAX_BYTES = 256 << 20
@@ -31,9 +31,13 @@ class Owner:
 def size_needed(path: str) -> int:
     """Return a limit for a tree with the content of an image, bytes: the image's size and room for the directories.
 
+    :raises ImageNotFound: there is no such file.
     :raises Refused: the image is larger than :data:`MAX_BYTES`.
     """
-    size = os.stat(path).st_size
+    try:
+        size = os.stat(path).st_size
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ImageNotFound("does not exist", subject=path) from error
     if size > MAX_BYTES:
         raise Refused(f"has {size} bytes; files are copied from images of up to {MAX_BYTES} bytes", subject=path)
     return size + (8 << 20)
