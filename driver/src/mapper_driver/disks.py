@@ -1,9 +1,12 @@
-"""A disk of OpenNebula as the mapper wants it: location, format, and where files it refers to may lie."""
+"""A disk of OpenNebula as the mapper wants it: location, format, where files it refers to may lie, how to reach it."""
 
 from __future__ import annotations
 
+import os
 import posixpath
 
+from mapper_core import policy
+from mapper_core.errors import Refused
 from mapper_core.model import Disk
 
 from .opennebula.config import Config
@@ -25,4 +28,31 @@ def allowed_dirs(disk: VmDisk, vm: VmIdentity, config: Config) -> tuple[str, ...
 
 def mapper_disk(disk: VmDisk, vm: VmIdentity, config: Config) -> Disk:
     """The disk as an argument for the mapper."""
-    return Disk(source=disk.location, format=disk.format, allowed_dirs=allowed_dirs(disk, vm, config))
+    return Disk(disk.location, disk.format, allowed_dirs(disk, vm, config), cluster_settings(disk, config))
+
+
+def cluster_settings(disk: VmDisk, config: Config) -> tuple[tuple[str, str], ...]:
+    """How to reach the cluster of a network disk; empty for disks of this host.
+
+    :raises Refused: for a file elsewhere than the administrator allows. The attributes come with the machine, and a
+        configuration of the cluster's client that its owner has written could make root write log files anywhere.
+    """
+    cluster = disk.cluster
+    if cluster is None:
+        return ()
+    for name in (cluster.conf, cluster.keyfile):
+        real = os.path.realpath(name) if name else ""
+        if real and not any(policy.is_below(real, os.path.realpath(allowed)) for allowed in config.cluster_dirs):
+            raise Refused(
+                f"disk {disk.id} is reached by {name}, which is outside of the allowed directories",
+                subject=f"disk {disk.id}",
+                hint=f"put it into {' or '.join(config.cluster_dirs)}, or allow its directory (cluster_dirs in the lxdrc)",
+            )
+    pairs = (
+        ("user", cluster.user),
+        ("conf", cluster.conf),
+        ("mon_host", cluster.hosts),
+        ("keyfile", cluster.keyfile),
+        ("secret", cluster.secret),
+    )
+    return tuple((name, value) for name, value in pairs if value)

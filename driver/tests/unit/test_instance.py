@@ -192,3 +192,39 @@ def test_backing_files_of_this_machine_and_its_images(make_vm: MakeVm) -> None:
 def test_backing_files_of_a_volatile_disk(make_vm: MakeVm) -> None:
     vm = make_vm(disks=disk(0, TYPE="fs", DATASTORE_ID="100"))
     assert mapper_disk(vm.disks[0], vm, Config()).allowed_dirs == ("/var/lib/one/datastores/100/42",)
+
+
+CLUSTER = {
+    "DISK_TYPE": "RBD",
+    "SOURCE": "one/one-img-3",
+    "CLONE": "YES",
+    "CEPH_USER": "libvirt",
+    "CEPH_CONF": "/etc/ceph/other.conf",
+    "CEPH_HOST": "10.0.0.1:6789 10.0.0.2",
+    "CEPH_KEY": "/etc/ceph/key",
+    "CEPH_SECRET": "b0a1c2d3-0000-1111-2222-333344445555",
+}
+
+
+def test_how_a_cluster_is_reached(make_vm: MakeVm) -> None:
+    """Names of files, never a key: they go into the journal."""
+    vm = make_vm(disks=disk(0, **CLUSTER))
+    found = mapper_disk(vm.disks[0], vm, Config())
+    assert (found.source, found.format) == ("one/one-img-3-42-0", "rbd")
+    assert dict(found.settings) == {
+        "user": "libvirt",
+        "conf": "/etc/ceph/other.conf",
+        "mon_host": "10.0.0.1:6789 10.0.0.2",
+        "keyfile": "/etc/ceph/key",
+        "secret": "b0a1c2d3-0000-1111-2222-333344445555",
+    }
+
+
+@pytest.mark.parametrize("name", ["CEPH_CONF", "CEPH_KEY"])
+def test_a_machine_cannot_bring_its_own_configuration_of_a_cluster(make_vm: MakeVm, name: str) -> None:
+    """S-02: a client's configuration names log files, which root would write."""
+    vm = make_vm(disks=disk(0, **CLUSTER | {name: "/var/lib/one/datastores/100/42/disk.1"}))
+    with pytest.raises(Refused, match=r"outside of the allowed directories"):
+        mapper_disk(vm.disks[0], vm, Config())
+    allowed = Config(cluster_dirs=("/etc/ceph", "/var/lib/one/datastores/100"))
+    assert mapper_disk(vm.disks[0], vm, allowed).settings

@@ -81,6 +81,8 @@ class Config:
     :param filesystem: made on volatile disks that do not ask for another (``mkfs -t``).
     :param datastore_location: directory of the datastores on this node.
     :param allowed_dirs: more directories in which files that images refer to may lie.
+    :param cluster_dirs: directories in which files may lie that say how to reach a storage cluster (``CEPH_CONF``,
+        ``CEPH_KEY``).
     :param default_format: format of disks for which OpenNebula names none; empty: an error.
     :param transport: force one way to make a block device of an image; empty: the first that works.
     :param socket: of the daemon; empty: the first that is there.
@@ -97,6 +99,7 @@ class Config:
     filesystem: str = "ext4"
     datastore_location: str = "/var/lib/one/datastores"
     allowed_dirs: tuple[str, ...] = ()
+    cluster_dirs: tuple[str, ...] = ("/etc/ceph",)
     default_format: str = ""
     transport: str = ""
     socket: str = ""
@@ -172,7 +175,8 @@ def parse_config(data: bytes, path: str) -> Config:
         ),
         filesystem=options.text("filesystem", default.filesystem, FILESYSTEM),
         datastore_location=options.path_name("datastore_location", default.datastore_location),
-        allowed_dirs=options.paths("allowed_dirs"),
+        allowed_dirs=options.paths("allowed_dirs", default.allowed_dirs),
+        cluster_dirs=options.paths("cluster_dirs", default.cluster_dirs),
         default_format=options.text("default_format", default.default_format, FORMAT),
         transport=options.text("transport", default.transport, WORD),
         socket=options.path_name("socket", default.socket),
@@ -256,8 +260,8 @@ class _Options:
             self._wrong(name, value, "an absolute path without '..'")
         return path
 
-    def paths(self, name: str) -> tuple[str, ...]:
-        words = self.words(name, (), _is_path, "an absolute path without '..'")
+    def paths(self, name: str, default: tuple[str, ...]) -> tuple[str, ...]:
+        words = self.words(name, default, _is_path, "an absolute path without '..'")
         return tuple(absolute_path(word) or "" for word in words)
 
     def words(

@@ -126,6 +126,8 @@ def _cluster(disk: Fields) -> Cluster:
         user=disk.matching("CEPH_USER", fields.WORD, "a name of a user"),
         conf=disk.path_name("CEPH_CONF"),
         hosts=disk.text("CEPH_HOST"),
+        keyfile=disk.path_name("CEPH_KEY"),
+        secret=disk.matching("CEPH_SECRET", fields.UUID, "a UUID"),
     )
 
 

@@ -35,16 +35,20 @@ class IoLimits:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """How to reach the storage cluster of a network disk. The key is not kept: the node has its own.
+    """How to reach the storage cluster of a network disk. The key itself is not part of it: the node has it.
 
     :param user: ``CEPH_USER``.
     :param conf: ``CEPH_CONF``, path of the client configuration; empty: the client's default.
     :param hosts: ``CEPH_HOST``, monitors as OpenNebula lists them, separated by blanks.
+    :param keyfile: ``CEPH_KEY``, path of a file with nothing but the user's key.
+    :param secret: ``CEPH_SECRET``, UUID under which libvirt has the key.
     """
 
     user: str = ""
     conf: str = ""
     hosts: str = ""
+    keyfile: str = ""
+    secret: str = ""
 
 
 @dataclass(frozen=True, slots=True)
