@@ -29,6 +29,19 @@ if TYPE_CHECKING:
 BLOCK_ENVIRONMENT = "MAPPER_BLOCK_PLUGINS"
 
 
+#: The optional hooks that a caller can ask for.
+CAPABILITIES = (
+    "inspect",
+    "create",
+    "resize",
+    "snapshots",
+    "snapshot_create",
+    "snapshot_revert",
+    "snapshot_delete",
+    "break_lock",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class EntryPoint:
     """One line of an ``entry_points.txt``.
@@ -122,6 +135,10 @@ class Registry:
         return module is not None and any(
             impl.plugin is module for impl in getattr(self._manager.hook, hook).get_hookimpls()
         )
+
+    def capabilities(self, name: str) -> tuple[str, ...]:
+        """Names of the optional hooks about whole disks that a format's plugin has, in a fixed order."""
+        return tuple(hook for hook in CAPABILITIES if self.can(name, hook))
 
     # --- the hooks, typed ---
 

@@ -18,6 +18,11 @@ def _size(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{error.message}: {error.hint}") from error
 
 
+def _new_size(text: str) -> tuple[bool, int]:
+    """``(relative, bytes)``."""
+    return text.startswith("+"), _size(text.removeprefix("+"))
+
+
 def _idmap(text: str) -> tuple[int, int]:
     first, separator, count = text.partition(":")
     if separator and first.isascii() and count.isascii() and first.isdigit() and count.isdigit():
@@ -32,6 +37,10 @@ def _setting(text: str) -> tuple[str, str]:
     if not separator or not name:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
     return name, value
+
+
+#: What can be done with snapshots.
+SNAPSHOT_ACTIONS = ("list", "create", "revert", "delete")
 
 
 # --- options that several commands have ---------------------------------------------------------------------
@@ -180,6 +189,39 @@ def for_umount(parser: argparse.ArgumentParser) -> None:
     """Those of ``umount``."""
     directories = parser.add_argument("directories", metavar="DIR", nargs="+", help="directory that was given to mount")
     _completes(directories, COMPLETE_TREE)
+    add_json(parser)
+
+
+def for_create(parser: argparse.ArgumentParser) -> None:
+    """Those of ``create``."""
+    add_image(parser)
+    parser.add_argument("size", metavar="SIZE", type=_size, help="of the disk: bytes, or 512M, 10G, 1.5T")
+    add_json(parser)
+
+
+def for_resize(parser: argparse.ArgumentParser) -> None:
+    """Those of ``resize``."""
+    add_image(parser)
+    parser.add_argument(
+        "new_size", metavar="SIZE|+SIZE", type=_new_size, help="the new size, or how much is added: 20G, +5G"
+    )
+    parser.add_argument(
+        "--grow", action="store_true", help="let a partition grow as far as there is room, and the filesystem in it"
+    )
+    parser.add_argument(
+        "--partition",
+        metavar="NUMBER",
+        type=int,
+        help="which partition grows; without it the one with the root filesystem",
+    )
+    add_json(parser)
+
+
+def for_snapshot(parser: argparse.ArgumentParser) -> None:
+    """Those of ``snapshot``."""
+    parser.add_argument("action", metavar="ACTION", choices=SNAPSHOT_ACTIONS, help=", ".join(SNAPSHOT_ACTIONS))
+    add_image(parser)
+    parser.add_argument("name", metavar="NAME", nargs="?", help="of the snapshot; not for list")
     add_json(parser)
 
 

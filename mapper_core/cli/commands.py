@@ -111,6 +111,37 @@ COMMANDS: dict[str, Command] = {
         (("umount /mnt", "the directory that was given to mount"),),
         arguments.for_umount,
     ),
+    "create": Command(
+        "capacity:create",
+        "make a new, empty disk",
+        "Makes an image that reads as zeros and takes no room until it is written. Nothing is ever overwritten.",
+        (("create disk.qcow2 10G -f qcow2", "a new image"), ("create data.raw 512M -f raw", "a sparse file")),
+        arguments.for_create,
+    ),
+    "resize": Command(
+        "capacity:resize",
+        "make a disk larger, also while it is in use",
+        "Makes a disk larger: the image and, when it is mapped, its device. Never smaller.\n"
+        "With --grow a partition and the filesystem in it (ext2/3/4, xfs, btrfs) grow too, mounted or not.",
+        (
+            ("resize disk.qcow2 20G -f qcow2", "the image, and its device"),
+            ("resize disk.qcow2 +5G -f qcow2 --grow", "and the root filesystem"),
+            ("resize disk.raw +1G -f raw --grow --partition 4", "and the filesystem of partition 4"),
+        ),
+        arguments.for_resize,
+    ),
+    "snapshot": Command(
+        "snapshots:snapshot",
+        "list, create, revert or delete snapshots of a disk",
+        "Keeps states of a disk and brings them back. Of a disk that is in use the filesystems stand still for the moment.\n"
+        "What was written since a snapshot is lost by revert, for which the disk must not be mapped.",
+        (
+            ("snapshot create disk.qcow2 before -f qcow2", "keep the present state"),
+            ("snapshot list disk.qcow2 -f qcow2", "a table"),
+            ("snapshot revert disk.qcow2 before -f qcow2", "throw away what was written since"),
+        ),
+        arguments.for_snapshot,
+    ),
     "plugins": Command(
         "host:plugins",
         "list installed format plugins",

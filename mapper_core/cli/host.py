@@ -15,7 +15,8 @@ def plugins(_arguments: Arguments, output: Output) -> int:
     """List the plugins."""
     from mapper_core.registry import Registry
 
-    found = Registry.load().plugins
+    registry = Registry.load()
+    found = registry.plugins
     if output.style is Style.JSON:
         output.json(
             [
@@ -26,14 +27,24 @@ def plugins(_arguments: Arguments, output: Output) -> int:
                     "module": plugin.entry.module,
                     "usable": plugin.usable,
                     "problem": plugin.problem,
+                    "capabilities": registry.capabilities(plugin.entry.name) if plugin.usable else (),
                 }
                 for plugin in found
             ]
         )
         return 0
     output.table(
-        ("NAME", "VERSION", "DISTRIBUTION", "STATUS"),
-        ((item.entry.name, item.entry.version, item.entry.distribution, item.problem or "ok") for item in found),
+        ("NAME", "VERSION", "DISTRIBUTION", "STATUS", "CAPABILITIES"),
+        (
+            (
+                item.entry.name,
+                item.entry.version,
+                item.entry.distribution,
+                item.problem or "ok",
+                ",".join(registry.capabilities(item.entry.name)) if item.usable else "",
+            )
+            for item in found
+        ),
     )
     if not found:
         output.remark("no plugin is installed; try: pip install mapper-raw mapper-qcow2 mapper-vmdk")

@@ -48,6 +48,12 @@ class Arguments(argparse.Namespace):
     allow_dir: list[str]
     option: list[tuple[str, str]]
     max_size: int | None
+    size: int
+    new_size: tuple[bool, int]
+    grow: bool
+    partition: int | None
+    action: str
+    name: str
     root: str
     idmap: tuple[int, int] | None
     dry_run: bool
@@ -102,6 +108,8 @@ _HABITS = {
     "partx": "partitions",
     "unmount": "umount",
     "check": "doctor",
+    "grow": "resize",
+    "snap": "snapshot",
     "cleanup": "reconcile",
     "repair": "reconcile",
 }

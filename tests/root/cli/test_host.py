@@ -28,10 +28,10 @@ def checks(cli: Cli) -> dict[str, tuple[str, str, str]]:
 
 
 def test_plugins(cli: Cli) -> None:
-    assert cli.ok("plugins").splitlines()[0].split() == ["NAME", "VERSION", "DISTRIBUTION", "STATUS"]
+    assert cli.ok("plugins").splitlines()[0].split() == ["NAME", "VERSION", "DISTRIBUTION", "STATUS", "CAPABILITIES"]
     found = {item["name"]: item for item in cli("plugins", "--json").json}
     assert {"raw", "qcow2", "vmdk"} <= set(found)
-    assert set(found["raw"]) == {"name", "version", "distribution", "module", "usable", "problem"}
+    assert set(found["raw"]) == {"name", "version", "distribution", "module", "usable", "problem", "capabilities"}
     assert found["raw"]["usable"] and found["raw"]["distribution"] == "mapper-raw"
 
 
