@@ -85,6 +85,8 @@ def unmap(disk: Disk, attachment: Attachment | None, transports: Transports) -> 
     ``None`` and whatever exists must go. Must succeed when there is nothing left to do. The image may be gone.
 
     :param transports: ``release()`` takes away all that ``attach`` made for this mapping, as recorded in the journal.
+    :raises DeadlineExceeded: the storage does not answer, and to let go of the device now would be to wait for it. After any
+        other error the core goes on by itself.
 
     Example::
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from mapper_core import policy
 from mapper_core.errors import (
     BadPartitionTable,
+    DeadlineExceeded,
     ImageInUse,
     MappedDifferently,
     MapperError,
@@ -291,6 +292,8 @@ class Mapper:
         problem: MapperError | None = None
         try:
             self.registry.unmap(record.disk, record.attachment, transports)
+        except DeadlineExceeded:
+            raise  # the storage does not answer: to go on would be to wait for it once more, and perhaps for ever
         except MapperError as error:
             problem = error
         transports.release()  # what the plugin forgot, or all of it when the plugin is gone by now

@@ -148,6 +148,8 @@ def read_status(fd: int, path: str) -> LoopStatus | None:
     try:
         info = read_info(fd)
     except OSError as error:
+        if error.errno == errno.ENOTCONN:
+            return _status_of_dead(path)
         raise kernel_error(error, "cannot read the state of the loop device", subject=path) from error
     if info is None:
         return None
@@ -162,6 +164,34 @@ def read_status(fd: int, path: str) -> LoopStatus | None:
         read_only=bool(flags & READ_ONLY),
         direct_io=bool(flags & DIRECT_IO),
         autoclear=bool(flags & AUTOCLEAR),
+    )
+
+
+def _status_of_dead(path: str) -> LoopStatus | None:
+    """What sysfs says of a device on a file of FUSE whose server is dead.
+
+    LOOP_GET_STATUS64 asks the server for the file's attributes first (loop_get_status(), Linux 6.18), and fails. So the
+    tag cannot be read; for a device of ours it follows from the file, which is ``KEY/disk`` for the tag ``mapper:KEY``.
+    """
+    directory = f"/sys/block/{os.path.basename(path)}"
+    try:
+        file = block.read_attribute(f"{directory}/loop/backing_file")
+        flags = {
+            name: block.read_attribute(f"{directory}/{name}") == "1" for name in ("ro", "loop/dio", "loop/autoclear")
+        }
+    except FileNotFoundError:
+        return None
+    mapping, name = os.path.split(file)
+    return LoopStatus(
+        device=LoopDevice(path, int(os.path.basename(path).removeprefix("loop"))),
+        tag=f"mapper:{os.path.basename(mapping)}" if name == "disk" else "",
+        backing_device=0,
+        backing_inode=0,
+        offset=0,
+        size_limit=0,
+        read_only=flags["ro"],
+        direct_io=flags["loop/dio"],
+        autoclear=flags["loop/autoclear"],
     )
 
 

@@ -11,9 +11,12 @@ from mapper_core.identity import id_of
 from mapper_core.linux import image_locks, loop, loop_status
 from mapper_core.linux.syscalls import kernel_error
 from mapper_core.model import Access, Attachment
-from mapper_core.resources import LoopResource, Resource
+from mapper_core.resources import LoopResource, PluginResource, Resource
 from mapper_core.transports.base import Availability, Scope
 from mapper_core.transports.blockgraph import BlockNode
+
+#: How long the last writes to a disk that a daemon serves may take.
+FLUSH_SECONDS = 60
 
 
 class LoopTransport:
@@ -80,10 +83,24 @@ class LoopTransport:
         """Unbind the loop device with our tag; after a crash nobody knows its number, and all are asked."""
         assert isinstance(resource, LoopResource)
         known = scope.ledger.device
-        if known and loop.detach(known, tag=resource.tag):
+        if known and _detach(known, resource, scope):
             return
         for device in loop.find(resource.tag):
-            loop.detach(device.path, tag=resource.tag)
+            _detach(device.path, resource, scope)
+
+
+def _detach(device: str, resource: LoopResource, scope: Scope) -> bool:
+    """Unbind one device, if it has our tag; one that a daemon serves may have a storage behind it that is gone.
+
+    :raises DeadlineExceeded: that storage does not answer.
+    """
+    served = any(not isinstance(other, (LoopResource, PluginResource)) for other in scope.ledger.resources)
+    status = loop.status(device) if served else None
+    if status is not None and status.tag == resource.tag:
+        from mapper_core.linux.flush import flush_within
+
+        flush_within(device, FLUSH_SECONDS)
+    return loop.detach(device, tag=resource.tag)
 
 
 def open_image(path: str, access: Access) -> int:

@@ -40,8 +40,12 @@ def map(disk: Disk, options: MapOptions, transports: Transports) -> Attachment:
 
 
 @hookimpl
-def unmap(transports: Transports) -> None:
-    """Take away what ``map`` made."""
+def unmap(disk: Disk, attachment: Attachment | None, transports: Transports) -> None:
+    """Take away what ``map`` made, unless the cluster is away: then all stays as it is (C-08)."""
+    from mapper_rbd import attaching
+
+    if attachment is not None:
+        attaching.check_answers(disk, attachment.device)
     transports.release()
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mapper_core.errors import DeadlineExceeded, ImageNotFound
+from mapper_core.errors import AccessDenied, DeadlineExceeded, ImageNotFound
 from mapper_core.linux import block, uevents
+from mapper_core.linux.flush import flush_within
 from mapper_core.model import Access, Attachment, Disk, MapOptions
 from mapper_core.resources import PluginResource
 from mapper_core.runtime import boot_id
@@ -75,6 +77,20 @@ def node_of(name: VolumeName, reach: Cluster, conf: str) -> BlockNode:
 def _identity(volume: Volume) -> krbd.Identity:
     connection, name = volume.session, volume.name
     return krbd.Identity(connection.fsid, str(connection.pool_id), name.namespace, volume.id, name.snapshot or "-")
+
+
+def check_answers(disk: Disk, device: str) -> None:
+    """Make sure that the end of a mapping will not wait for the cluster: clients that end say so to it.
+
+    :raises DeadlineExceeded: the cluster does not answer. A client that was killed waits for nothing, and is not asked for.
+    """
+    reach = cluster.from_settings(disk.settings)
+    with contextlib.suppress(DeadlineExceeded):  # it may be just slow, with much to write
+        if not flush_within(device, reach.timeout):
+            return
+    name = dataclasses.replace(names.parse(disk.source), snapshot="")
+    with contextlib.suppress(ImageNotFound, AccessDenied), session.open_volume(name, reach):
+        pass
 
 
 # --- what the journal holds ---------------------------------------------------------------------------------

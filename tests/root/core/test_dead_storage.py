@@ -1,0 +1,92 @@
+"""Storage that does not answer, or died: what is mapped from it can still be listed and released, and nobody else is hindered."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from mapper_core.errors import DeadlineExceeded
+from mapper_core.linux import loop, loop_status
+from mapper_core.linux.flush import flush_within
+from mapper_core.mapping import Mapper
+from mapper_core.model import Disk, MapOptions
+from mapper_core.testing.disks import run
+
+pytestmark = pytest.mark.root
+
+USER = "test"
+
+
+def kill_server(runtime_dir: Path, record_id: str, sig: signal.Signals) -> int:
+    pid = int((runtime_dir / "exports" / record_id / "pid").read_text())
+    os.kill(pid, sig)
+    return pid
+
+
+def wait_until_the_kernel_asks_the_server(device: str) -> None:
+    """It remembers the attributes of a file of FUSE for a second, and no event tells when it forgets."""
+    deadline = time.monotonic() + 10
+    fd = os.open(device, os.O_RDONLY)
+    try:
+        while time.monotonic() < deadline:
+            try:
+                loop_status.read_info(fd)
+            except OSError as error:
+                assert error.errno == errno.ENOTCONN
+                return
+            time.sleep(0.05)
+    finally:
+        os.close(fd)
+    pytest.fail("the kernel never asked the dead server")
+
+
+@pytest.fixture
+def qcow2(tmp_path: Path) -> Disk:
+    image = tmp_path / "disk.qcow2"
+    run("qemu-img", "create", "-q", "-f", "qcow2", str(image), "8M")
+    return Disk(str(image), "qcow2")
+
+
+def test_a_dead_server_hinders_nobody(qcow2: Disk, tmp_path: Path, runtime_dir: Path) -> None:
+    mapper = Mapper.open()
+    mapped = mapper.map(qcow2, MapOptions(transport="storage_daemon"), user=USER)
+    kill_server(runtime_dir, mapped.id, signal.SIGKILL)
+    wait_until_the_kernel_asks_the_server(mapped.device)
+
+    status = loop.status(mapped.device)
+    assert status is not None and status.tag == f"mapper:{mapped.id}"
+    assert [found.device for found in mapper.mapped()] == [mapped.device]
+    other = tmp_path / "other.raw"
+    other.write_bytes(bytes(1 << 20))
+    # the devices of all others are looked through, for one that writes the same file
+    mapper.map(Disk(str(other), "raw"), MapOptions(), user=USER)
+    mapper.unmap(str(other), user=USER)
+
+    mapper.unmap(qcow2.source, user=USER)
+    assert mapper.mapped() == ()
+    assert loop.status(mapped.device) is None
+
+
+def test_what_does_not_answer_is_given_up_in_time(qcow2: Disk, runtime_dir: Path) -> None:
+    """The server is stopped, as if its storage had gone: a flush would wait for ever, and could not be killed (C-08)."""
+    mapper = Mapper.open()
+    mapped = mapper.map(qcow2, MapOptions(transport="storage_daemon"), user=USER)
+    with open(mapped.device, "r+b", buffering=0) as device:
+        device.write(bytes(4096))  # into the page cache only
+        pid = kill_server(runtime_dir, mapped.id, signal.SIGSTOP)
+        before = time.monotonic()
+        with pytest.raises(DeadlineExceeded, match="has not answered"):
+            flush_within(mapped.device, 0.5)
+        assert time.monotonic() - before < 5
+        os.kill(pid, signal.SIGCONT)
+        assert flush_within(mapped.device, 30)
+    mapper.unmap(qcow2.source, user=USER)
+
+
+def test_a_device_that_is_gone_is_no_failure() -> None:
+    assert not flush_within("/dev/mapper-test-none", 5)
