@@ -95,13 +95,17 @@ def _is_known(mapper: Mapper, container: str) -> bool:
 
 
 def _is_used(mapper: Mapper, user: str) -> bool:
-    """Whether a filesystem of the container's disks is mounted in another mount namespace: a container runs on it."""
-    here = namespaces.mount_namespace_id()
+    """Whether a filesystem of the container's disks is mounted in a mount namespace that is neither ours nor the daemon's: a
+    container runs on it.
+    """
+    known = {0, namespaces.mount_namespace_id()}
+    with contextlib.suppress(LxdUnavailable):
+        known.add(namespaces.mount_namespace_id(LxdClient.connect().daemon_pid()))
     for tree in mounted.records(mapper):
         if tree.owner != user:
             continue
         for device in mounted.devices_of(mapper, tree)[:1]:
             with contextlib.suppress(NotFound, MapperError):
-                if any(item.namespace not in (0, here) for item in holders.holders(device)):
+                if any(item.namespace not in known for item in holders.holders(device)):
                     return True
     return False

@@ -6,12 +6,13 @@ attached later is released as well (Y-03). Nothing here knows a format.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
 from dataclasses import dataclass
 
-from mapper_core.errors import NotSupported, UnknownFilesystem
+from mapper_core.errors import DeviceBusy, NotSupported, UnknownFilesystem
 from mapper_core.linux import mountinfo
 from mapper_core.mapping import Mapper
 from mapper_core.model import Access, IdMap, MapOptions
@@ -22,6 +23,7 @@ from mapper_core.tree.record import TreeRecord
 from mapper_core.tree.scratch import refill_tree, scratch_tree
 from mapper_driver import iso, volatile
 from mapper_driver.disks import mapper_disk
+from mapper_driver.lxd import lending
 from mapper_driver.lxd.model import Device
 from mapper_driver.opennebula.config import Config
 from mapper_driver.opennebula.framing import Log
@@ -55,12 +57,14 @@ class Storage:
     :param container: its name.
     :param config: options of the node.
     :param log: where a person finds what was decided.
+    :param daemon_pid: of the daemon; it has to see the disks in its mount namespace.
     """
 
     mapper: Mapper
     container: str
     config: Config
     log: Log
+    daemon_pid: int
 
     @property
     def owner(self) -> str:
@@ -72,33 +76,35 @@ class Storage:
         return f"{self.mapper.runtime.mounts}/{self.container}.{disk_id}"
 
     def stage(self, vm: VirtualMachine, disk: VmDisk, idmap: IdMap | None) -> Staged:
-        """Map and mount one disk.
+        """Map and mount one disk, and show it to the daemon. The root is placed instead, by :mod:`~mapper_driver.lxd.placement`.
 
         :param idmap: of the container; ``None`` when it is privileged.
         :raises MapperError: from the image or the host; then nothing of this disk is left.
         """
+        is_root = disk.id == vm.root_disk().id
         request = TreeRequest(
             mapper_disk(disk, vm, self.config),
             MapOptions(Access.READ_ONLY if disk.read_only else Access.READ_WRITE, self.config.transport or None),
             self.directory(disk.id),
             idmap=idmap,
             owner=self.owner,
-            purpose=Purpose.ANY if disk.id == vm.root_disk().id else Purpose.DATA,
+            purpose=Purpose.ANY if is_root else Purpose.DATA,
         )
         if disk.kind is DiskKind.VOLATILE_FS:
             made = volatile.ensure_filesystem(self.mapper, request, disk.filesystem or self.config.filesystem)
             if made:
                 self.log.info(f"disk {disk.id}: made a filesystem ({made})")
         try:
-            return self._mount(request, disk)
+            staged = self._mount(request, disk)
         except UnknownFilesystem:
             if disk.kind is not DiskKind.CDROM:
                 raise
-            return self._unpack(disk.id, request.disk.source, idmap)
+            staged = self._unpack(disk.id, request.disk.source, idmap)
+        return staged if is_root else self._lend(staged)
 
     def stage_context(self, context: Context, idmap: IdMap | None) -> Staged:
         """Show the files of the contextualisation ISO."""
-        return self._unpack(context.disk_id, context.location, idmap)
+        return self._lend(self._unpack(context.disk_id, context.location, idmap))
 
     def restage_context(self, context: Context, idmap: IdMap | None) -> None:
         """Replace the shown files by those of the ISO as it is now, for everybody who has them mounted.
@@ -136,7 +142,7 @@ class Storage:
         """
         tree = self.tree(disk_id)
         if tree is not None:
-            mounted.dismantle(self.mapper, tree)
+            self._dismantle(tree)
 
     def release(self) -> None:
         """Take back every tree of the container, the newest first. Nothing left to do is a success.
@@ -145,7 +151,29 @@ class Storage:
         """
         for tree in reversed(mounted.records(self.mapper)):
             if tree.owner == self.owner:
-                mounted.dismantle(self.mapper, tree)
+                self._dismantle(tree)
+
+    def lend_all_but(self, directory: str) -> None:
+        """Show the daemon every mounted tree of the container but one, the root."""
+        for tree in mounted.records(self.mapper):
+            if tree.owner == self.owner and tree.complete and tree.directory != directory:
+                lending.lend(tree.directory, self.daemon_pid)
+
+    def _lend(self, staged: Staged) -> Staged:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.release_one, staged.disk_id)
+            lending.lend(staged.directory, self.daemon_pid)
+            undo.pop_all()
+        return staged
+
+    def _dismantle(self, tree: TreeRecord) -> None:
+        was_lent = lending.withdraw(tree.directory, self.daemon_pid)
+        try:
+            mounted.dismantle(self.mapper, tree)
+        except DeviceBusy:
+            if was_lent and mountinfo.at(tree.directory):
+                lending.lend(tree.directory, self.daemon_pid)
+            raise
 
     def _mount(self, request: TreeRequest, disk: VmDisk) -> Staged:
         try:

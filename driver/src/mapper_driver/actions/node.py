@@ -31,7 +31,7 @@ class Node:
 
     def storage(self, container: str) -> Storage:
         """The disks of a container."""
-        return Storage(self.mapper, container, self.config, self.log)
+        return Storage(self.mapper, container, self.config, self.log, self.client.daemon_pid())
 
     def remove(self, container: str) -> None:
         """Remove a stopped container and take its disks back. Whatever is gone already is fine.

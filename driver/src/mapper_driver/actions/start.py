@@ -53,10 +53,12 @@ def check_disks(container: str, state: InstanceState, node: Node) -> None:
 
 
 def _can_be_placed(container: str, node: Node) -> None:
-    """Place the tree before LXD is asked, which reports what the hook refuses only after 30 s.
+    """Place the tree before LXD is asked, which reports what the hook refuses only after 30 s; show it the other disks, if it was
+    restarted in a new mount namespace.
 
     :raises TreeNotPlaced: at once.
     """
     placed = placement.read(placement.record_path(node.mapper.runtime, container))
     if placed is not None:
         placement.place(placed, node.client.daemon_pid())
+        node.storage(container).lend_all_but(placed.staging)

@@ -193,7 +193,7 @@ def unplace(placement: Placement, daemon_pid: int) -> None:
     if namespaces.mount_namespace_id(daemon_pid) != placement.namespace:
         targets.append(placement.staging)
     for target in targets:
-        _peel(target, daemon_pid)
+        peel(target, daemon_pid)
     check_clear(os.path.dirname(placement.rootfs), daemon_pid)
 
 
@@ -308,8 +308,11 @@ def _any_process_in(namespace: int) -> int:
     return 0
 
 
-def _peel(target: str, pid: int) -> None:
-    """Unmount all that is stacked on a directory, with what is mounted below it, in the mount namespace of a process."""
+def peel(target: str, pid: int) -> None:
+    """Unmount all that is stacked on a directory, with what is mounted below it, in the mount namespace of a process.
+
+    :raises DeviceBusy: naming those who use it; what is unmounted by then stays so.
+    """
     for _ in range(_STACK_LIMIT):
         points = [entry.target for entry in (*mountinfo.at(target, pid=pid), *mountinfo.below(target, pid=pid))]
         if not points:

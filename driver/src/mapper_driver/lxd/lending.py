@@ -1,0 +1,61 @@
+"""Disks for a daemon that has a mount namespace of its own: their trees are mounted there too, on the same paths.
+
+A device of LXD names its disk by a path, and the daemon looks there. One in our mount namespace finds the tree. One in
+another (the snap, a container) finds nothing, or an empty directory: staged trees are private mounts. So it gets a clone,
+which is taken back before the disk is released.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from mapper_core.linux import mountinfo, mounts, namespaces
+from mapper_core.linux.mounts import Propagation
+from mapper_driver.errors import TreeNotPlaced
+from mapper_driver.lxd.placement import peel
+
+
+def lend(directory: str, daemon_pid: int) -> None:
+    """Mount a staged tree in the daemon's namespace. Nothing happens when it is there, or when that is our namespace.
+
+    :param directory: of the tree, in our mount namespace; only ours, it is cleared in the daemon's.
+    :raises TreeNotPlaced: nothing is mounted there, or the daemon's side has no place for it.
+    """
+    if _is_ours(daemon_pid):
+        return
+    wanted, there = mountinfo.at(directory)[-1:], mountinfo.at(directory, pid=daemon_pid)[-1:]
+    if not wanted:
+        raise TreeNotPlaced("no tree is mounted there", subject=directory)
+    if [(entry.device, entry.root) for entry in there] == [(entry.device, entry.root) for entry in wanted]:
+        return
+    withdraw(directory, daemon_pid)
+    with contextlib.ExitStack() as stack:
+        clone = mounts.clone_tree(directory, recursive=True)
+        stack.callback(os.close, clone)
+        mounts.set_attributes(clone, recursive=True, propagation=Propagation.PRIVATE)
+        stack.enter_context(namespaces.in_mount_namespace(daemon_pid))
+        try:
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+            target = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            text = f"the daemon's mount namespace has no place for it: {error.strerror}"
+            raise TreeNotPlaced(text, subject=directory) from error
+        stack.callback(os.close, target)
+        mounts.attach(clone, target)
+
+
+def withdraw(directory: str, daemon_pid: int) -> bool:
+    """Take a tree back: what was lent, and what a namespace that was made since has copied (L-18).
+
+    :returns: whether there was anything.
+    :raises DeviceBusy: naming those who use it.
+    """
+    if _is_ours(daemon_pid) or not mountinfo.at(directory, pid=daemon_pid):
+        return False
+    peel(directory, daemon_pid)
+    return True
+
+
+def _is_ours(daemon_pid: int) -> bool:
+    return namespaces.mount_namespace_id(daemon_pid) == namespaces.mount_namespace_id()
