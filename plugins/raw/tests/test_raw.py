@@ -8,6 +8,7 @@ import pytest
 from mapper_core import BlockNode, Transports
 from mapper_core.errors import TruncatedImage
 from mapper_core.model import Access, Attachment, Disk, MapOptions
+from mapper_core.transports.base import OwnTransport
 
 pytestmark = pytest.mark.unit
 
@@ -19,7 +20,7 @@ class _Transports(Transports):
         self.asked: list[tuple[BlockNode, MapOptions]] = []
         self.releases = 0
 
-    def attach(self, node: BlockNode, options: MapOptions) -> Attachment:
+    def attach(self, node: BlockNode, options: MapOptions, own: tuple[OwnTransport, ...] = ()) -> Attachment:
         self.asked.append((node, options))
         return Attachment("/dev/loop0", "loop")
 
