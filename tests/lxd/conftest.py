@@ -1,9 +1,14 @@
-"""A real LXD daemon for the tests of this folder, and small systems to run in it."""
+"""Real daemons for the tests of this folder, LXD and Incus, and small systems to run in them.
+
+What uses the fixture ``lab``, ``client`` or ``product`` runs once with each daemon; ``-k "not incus"`` leaves one out.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,7 +29,8 @@ from mapper_core.model import IdMap
 from mapper_core.runtime import Runtime
 
 ROOT = Path(__file__).parents[2]
-LAB = str(ROOT / "labs" / "lxd")
+#: What each daemon calls itself; its command in labs/ has the same name.
+PRODUCTS = ("lxd", "incus")
 
 
 def run(*argv: str) -> str:
@@ -33,47 +39,69 @@ def run(*argv: str) -> str:
     return done.stdout
 
 
+def command(product: str) -> str:
+    """The command that starts and stops labs with a daemon."""
+    return str(ROOT / "labs" / product)
+
+
 @dataclass(frozen=True)
 class Lab:
     """A daemon of the lab."""
 
+    product: str
     directory: str
 
     @property
     def socket(self) -> str:
-        return f"{self.directory}/lxd/unix.socket"
+        return f"{self.directory}/{self.product}/unix.socket"
 
     @property
-    def environment(self) -> dict[str, str]:
-        """For lxc(1)."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("LXD_")}
-        return {**kept, "LXD_DIR": f"{self.directory}/lxd", "LXD_CONF": f"{self.directory}/client"}
+    def variables(self) -> dict[str, str]:
+        """What ``labs/... env`` exports."""
+        lines = run(command(self.product), "env", self.directory).splitlines()
+        return dict(shlex.split(line)[1].split("=", 1) for line in lines)
 
     def lxc(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            ["lxc", *arguments], env=self.environment, capture_output=True, text=True, timeout=100, check=False
-        )
+        """Run the daemon's own client, lxc(1) or incus(1)."""
+        variables = self.variables
+        argv = [*shlex.split(variables["MAPPER_LAB_CLIENT"]), *arguments]
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("LXD_", "INCUS_"))}
+        environment = kept | variables
+        return subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=100, check=False)
 
 
-def _lab(name: str, *options: str) -> Iterator[Lab]:
+def _lab(product: str, name: str, *options: str) -> Iterator[Lab]:
     directory = f"/run/mapper-lab/{name}{os.getpid()}"
-    run(LAB, "up", directory, *options)
+    run(command(product), "up", directory, *options)
     try:
-        yield Lab(directory)
+        yield Lab(product, directory)
     finally:
-        run(LAB, "down", directory)
+        run(command(product), "down", directory)
+
+
+@pytest.fixture(scope="session", params=PRODUCTS)
+def product(request: pytest.FixtureRequest) -> str:
+    """A daemon that this host has or can be given: LXD from Debian 12, Incus from Debian 13."""
+    name = str(request.param)
+    if name == "incus":  # building takes a while, and can fail where there is no network
+        built = subprocess.run([command(name), "build"], capture_output=True, text=True, timeout=900, check=False)
+        if built.returncode != 0:
+            pytest.skip(f"Incus is missing: {built.stderr.strip()}")
+    elif shutil.which(name) is None:
+        pytest.skip("LXD is missing: run scripts/setup")
+    return name
 
 
 @pytest.fixture(scope="session")
-def lab() -> Iterator[Lab]:
-    """A daemon in the mount namespace of the tests, as Debian's is."""
-    yield from _lab("t")
+def lab(product: str) -> Iterator[Lab]:
+    """A daemon: LXD in the mount namespace of the tests, as Debian's is; Incus in one of its own."""
+    yield from _lab(product, "t")
 
 
 @pytest.fixture(scope="session")
 def private_lab() -> Iterator[Lab]:
-    """A daemon in a mount namespace of its own, as the snap's is."""
-    yield from _lab("p", "--private-mounts")
+    """LXD in a mount namespace of its own, as the snap's is."""
+    yield from _lab("lxd", "p", "--private-mounts")
 
 
 @pytest.fixture

@@ -38,8 +38,9 @@ def empty(client: LxdClient) -> Iterator[str]:
 
 def test_who_answers(client: LxdClient, lab: Lab) -> None:
     assert client.socket == lab.socket
-    assert client.server.product == "lxd" and client.server.version.startswith("5.0")
-    assert Path(f"/proc/{client.daemon_pid()}/comm").read_text(encoding="ascii") == "lxd\n"
+    version, process = {"lxd": ("5.0", "lxd"), "incus": ("6.0", "incusd")}[lab.product]
+    assert client.server.product == lab.product and client.server.version.startswith(version)
+    assert Path(f"/proc/{client.daemon_pid()}/comm").read_text(encoding="ascii") == f"{process}\n"
     assert client.api_seconds > 0
 
 

@@ -206,16 +206,7 @@ def test_boot_order_chooses_the_root(world: World) -> None:
 
 
 def test_privileged_nested_profile_raw_and_nic(world: World, lab: Lab) -> None:
-    bridge = next(
-        line.split("=", 1)[1].strip("'\" ")
-        for line in subprocess.run(
-            [str(Path(__file__).parents[2] / "labs/lxd"), "env", lab.directory],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.splitlines()
-        if "BRIDGE" in line
-    )
+    bridge = lab.variables["MAPPER_LAB_BRIDGE"]
     nic = (
         f"<NIC><NIC_ID>0</NIC_ID><BRIDGE>{bridge}</BRIDGE><BRIDGE_TYPE>linux</BRIDGE_TYPE><MAC>02:00:0a:63:00:0a</MAC>"
         "<TARGET>one-6-0</TARGET><VN_MAD>dummy</VN_MAD><INBOUND_AVG_BW>1000</INBOUND_AVG_BW></NIC>"

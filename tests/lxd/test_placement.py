@@ -66,7 +66,7 @@ def test_ten_starts_and_every_kind_of_restart(
     assert container.run("cat", "/home/greeting") == "hello\n"
     client.restart("again")
     assert container.run("grep", "-c", "^boot", "/var/log/boots").strip() == "14"
-    assert len(mountinfo.at(container.placement.rootfs)) == 1
+    assert len(mountinfo.at(container.placement.rootfs, pid=client.daemon_pid())) == 1
 
 
 def _wait_for_other_init(client: LxdClient, name: str, old: int) -> None:
@@ -136,7 +136,7 @@ def test_unplace_names_who_is_in_the_way(client: LxdClient, staged: Staged, make
     daemon = client.daemon_pid()
     assert placement.place(container.placement, daemon)
     with (
-        open(f"{container.placement.rootfs}/home/greeting", encoding="ascii"),
+        open(f"/proc/{daemon}/root{container.placement.rootfs}/home/greeting", encoding="ascii"),
         pytest.raises(DeviceBusy, match=str(os.getpid())),
     ):
         placement.unplace(container.placement, daemon)
@@ -149,18 +149,19 @@ def test_place_twice_is_one_mount(client: LxdClient, staged: Staged, make_contai
     daemon = client.daemon_pid()
     assert placement.place(container.placement, daemon)
     assert not placement.place(container.placement, daemon)
-    assert len(mountinfo.at(container.placement.rootfs)) == 1
+    assert len(mountinfo.at(container.placement.rootfs, pid=daemon)) == 1
 
 
 def test_a_foreign_mount_is_not_covered(client: LxdClient, staged: Staged, make_container: MakeContainer) -> None:
     container = make_container(client, "foreign", staged.directory)
-    rootfs = container.placement.rootfs
-    run("mount", "-t", "tmpfs", "none", rootfs)
+    rootfs, daemon = container.placement.rootfs, client.daemon_pid()
+    there = ("nsenter", f"--mount=/proc/{daemon}/ns/mnt", "--")
+    run(*there, "mount", "-t", "tmpfs", "none", rootfs)
     try:
         with pytest.raises(TreeNotPlaced, match="tmpfs"):
-            placement.place(container.placement, client.daemon_pid())
+            placement.place(container.placement, daemon)
     finally:
-        run("umount", rootfs)
+        run(*there, "umount", rootfs)
 
 
 def test_a_start_without_the_tree_fails_with_the_reason(
