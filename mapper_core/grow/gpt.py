@@ -22,6 +22,7 @@ from mapper_core.partitions.reader import ReadAt
 # Offsets in a header.
 _HEADER_SIZE, _HEADER_CRC, _MY_LBA, _OTHER_LBA, _LAST_USABLE, _ENTRIES_LBA, _ENTRIES_CRC = 12, 16, 24, 32, 48, 72, 88
 _LAST_LBA = 40  # in an entry
+_ALL = 0xFFFFFFFF  # sectors in an MBR entry: so many, or more
 
 
 def extend(read: ReadAt, size: int, table: PartitionTable, partition: Partition) -> Growth:
@@ -54,8 +55,9 @@ def extend(read: ReadAt, size: int, table: PartitionTable, partition: Partition)
     )
     end = new_end(partition, others, (last_usable + 1) * sector, size)
     grown = dataclasses.replace(partition, size=end - partition.start)
+    cover = Write(0, _protective(protective, slots[0].index, last))
     if end == partition.start + partition.size and header.other_lba == last:
-        return Growth(grown, ())
+        return Growth(grown, () if cover.data == protective else (cover,))
     entries = bytearray(header.entries)
     struct.pack_into("<Q", entries, (partition.number - 1) * header.entry_size + _LAST_LBA, end // sector - 1)
     raw = read(sector, sector)
@@ -69,7 +71,7 @@ def extend(read: ReadAt, size: int, table: PartitionTable, partition: Partition)
             Write(backup_entries * sector, padded + backup),
             Write(header.entries_lba * sector, padded),
             Write(sector, primary),
-            Write(0, _protective(protective, slots[0].index, last)),
+            cover,
         ),
     )
 
@@ -113,6 +115,8 @@ def _header(
 def _protective(sector: bytes, slot: int, last: int) -> bytes:
     """Let the entry that protects the disk from other tools cover all of it."""
     changed = bytearray(sector)
-    start = int.from_bytes(changed[446 + 16 * slot + 8 :][:4], "little")
-    struct.pack_into("<I", changed, 446 + 16 * slot + 12, min(last - start + 1, 0xFFFFFFFF))
+    at = 446 + 16 * slot + 8
+    start, count = struct.unpack_from("<II", changed, at)
+    if count != _ALL:
+        struct.pack_into("<I", changed, at + 4, min(last - start + 1, _ALL))
     return bytes(changed)
