@@ -13,7 +13,8 @@ CONTEXT = "context"
 """Name of the device with the files of the contextualisation ISO."""
 CONTEXT_PATH = "/context"
 _RESERVED_PATHS = ("/proc", "/sys", "/dev", CONTEXT_PATH)
-_BRIDGED = frozenset({"", "linux", "openvswitch"})
+_OPEN_VSWITCH = "openvswitch"
+_BRIDGED = frozenset({"", "linux", _OPEN_VSWITCH})
 _DISPLAY = "03"  # base class of display controllers (PCI Code and ID Assignment Specification)
 
 
@@ -77,8 +78,12 @@ def nic_device(nic: Nic) -> Device:
 def nic_warnings(nic: Nic) -> tuple[str, ...]:
     """What of the bandwidth LXD cannot do: it knows one rate for each direction (``limits.max`` is both directions at once),
     and sets the size of bursts itself.
+
+    Open vSwitch removes the queueing discipline with which LXD limits a port (ovs-vswitchd.conf.db(5), QoS type linux-noop).
     """
     found = []
+    if nic.bridge_type == _OPEN_VSWITCH and any(key.startswith("limits.") for key in nic_device(nic)):
+        found.append(f"interface {nic.id}: Open vSwitch limits its ports itself, LXD's limits of bandwidth do not last there")
     for name, average, peak, burst in (
         ("INBOUND", nic.inbound_avg, nic.inbound_peak, nic.inbound_burst),
         ("OUTBOUND", nic.outbound_avg, nic.outbound_peak, nic.outbound_burst),

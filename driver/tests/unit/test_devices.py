@@ -61,6 +61,11 @@ def test_bandwidth(bandwidth: dict[str, int], limits: dict[str, str], warning: s
     assert bool(nic_warnings(nic(**bandwidth))) is bool(warning)
 
 
+def test_open_vswitch_does_not_keep_limits() -> None:
+    assert "Open vSwitch" in "".join(nic_warnings(nic("openvswitch", inbound_avg=1)))
+    assert not nic_warnings(nic("openvswitch"))
+
+
 def test_zero_is_no_limit(make_vm: MakeVm) -> None:
     parsed = make_vm(
         f"<NIC><NIC_ID>0</NIC_ID><MAC>{MAC}</MAC><BRIDGE>br0</BRIDGE><INBOUND_PEAK_BW>0</INBOUND_PEAK_BW></NIC>"
