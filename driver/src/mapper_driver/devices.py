@@ -83,7 +83,9 @@ def nic_warnings(nic: Nic) -> tuple[str, ...]:
     """
     found = []
     if nic.bridge_type == _OPEN_VSWITCH and any(key.startswith("limits.") for key in nic_device(nic)):
-        found.append(f"interface {nic.id}: Open vSwitch limits its ports itself, LXD's limits of bandwidth do not last there")
+        found.append(
+            f"interface {nic.id}: Open vSwitch limits its ports itself, LXD's limits of bandwidth do not last there"
+        )
     for name, average, peak, burst in (
         ("INBOUND", nic.inbound_avg, nic.inbound_peak, nic.inbound_burst),
         ("OUTBOUND", nic.outbound_avg, nic.outbound_peak, nic.outbound_burst),
