@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 T = TypeVar("T")
 
+#: So many instances of a class are made before compiling a constructor for it pays.
+_OFTEN = 50
+
 if TYPE_CHECKING:
     from dataclasses import dataclass as dataclass
 else:
@@ -46,14 +49,13 @@ def _make(cls: type) -> type:
     if body.get("__hash__") is None:
         body.pop("__hash__", None)  # Python puts None there when a class has its own __eq__
     twin = _Twin(cls, {"__annotations__": {name: kinds[name] for name in names}, **defaults})
-    setters: list[Any] = []
     # what the class defines itself wins, as it does with the standard decorator; but not over "frozen"
     body = {"__eq__": _eq, "__hash__": _hash, "__repr__": _repr, **body}
     body |= {
         "__qualname__": cls.__qualname__,
         "__slots__": names,
         "__match_args__": names,
-        "__init__": _init(cls.__name__, names, defaults, setters, "__post_init__" in body),
+        "__init__": _init(names, defaults, twin, "__post_init__" in body),
         "__setattr__": _refuse_set,
         "__delattr__": _refuse_delete,
         "__getstate__": _state,
@@ -62,9 +64,7 @@ def _make(cls: type) -> type:
         "__dataclass_params__": _FromTwin(twin, "__dataclass_params__"),
         "__signature__": _FromTwin(twin, "__signature__"),
     }
-    made = type(cls.__name__, (), body)
-    setters.extend(vars(made)[name].__set__ for name in names)
-    return made
+    return type(cls.__name__, (), body)
 
 
 def replace(value: T, **changes: Any) -> T:
@@ -85,14 +85,19 @@ class _Twin:
         self._namespace = {"__module__": cls.__module__, "__doc__": cls.__doc__, **namespace}
         self._known: dict[str, Any] = {}
 
+    @property
+    def name(self) -> str:
+        """Name of the class."""
+        return self._name
+
     def get(self, name: str) -> Any:
         """Return an attribute of it."""
         if name not in self._known:
             if name == "__dataclass_fields__":
                 # what replace() and asdict() need, without a compiled method
                 self._known[name] = self._make(init=False, repr=False, eq=False).__dataclass_fields__
-            elif name == "__dataclass_params__":
-                self._known[name] = self._make(frozen=True).__dataclass_params__
+            elif name in ("__dataclass_params__", "__init__"):
+                self._known[name] = getattr(self._make(frozen=True), name)
             else:
                 import inspect
 
@@ -116,32 +121,37 @@ class _FromTwin:
         return self._twin.get(self._name)
 
 
-def _init(cls_name: str, names: tuple[str, ...], defaults: dict[str, Any], setters: list[Any], post_init: bool) -> Any:
-    """Make the constructor; ``setters`` are those of the slots, which exist when the class does."""
+def _init(names: tuple[str, ...], defaults: dict[str, Any], twin: _Twin, post_init: bool) -> Any:
+    """Make a constructor, which gives way to the compiled one of the twin when the class turns out to be used often."""
+    assign = object.__setattr__
     count = len(names)
+    left = _OFTEN
 
     def __init__(self: Any, /, *args: Any, **kwargs: Any) -> None:
-        if len(args) != count or kwargs:
-            args = complete(args, kwargs)
-        for assign, value in zip(setters, args, strict=True):
-            assign(self, value)
-        if post_init:
-            self.__post_init__()
-
-    def complete(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        nonlocal left
         given = len(args)
         if given > count:
-            raise TypeError(f"{cls_name}() takes {count} arguments but {given} were given")
-        rest = names[given:]
-        values = {**defaults, **kwargs}
-        try:
-            args += tuple([values[name] for name in rest])
-        except KeyError as error:
-            raise TypeError(f"{cls_name}() misses the argument {error.args[0]!r}") from None
-        if not kwargs.keys() <= set(rest):
-            wrong = ", ".join(name for name in kwargs if name not in rest)
-            raise TypeError(f"{cls_name}() got an unknown argument, or one twice: {wrong}")
-        return args
+            raise TypeError(f"{twin.name}() takes {count} arguments but {given} were given")
+        for name, value in zip(names, args, strict=False):
+            assign(self, name, value)
+        used = 0
+        for name in names[given:]:
+            if name in kwargs:
+                assign(self, name, kwargs[name])
+                used += 1
+            elif name in defaults:
+                assign(self, name, defaults[name])
+            else:
+                raise TypeError(f"{twin.name}() misses the argument {name!r}")
+        if used != len(kwargs):
+            wrong = ", ".join(name for name in kwargs if name not in names[given:])
+            raise TypeError(f"{twin.name}() got an unknown argument, or one twice: {wrong}")
+        if post_init:
+            self.__post_init__()
+            return
+        left -= 1
+        if not left:
+            type(self).__init__ = twin.get("__init__")
 
     return __init__
 

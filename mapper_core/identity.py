@@ -51,8 +51,11 @@ def identify(disk: Disk) -> Identity:
     :raises UnsafePath: it is neither a regular file nor a block device (S-26).
     """
     try:
-        real = os.path.realpath(disk.source, strict=True)
-        found = os.stat(real)
+        fd = os.open(disk.source, os.O_PATH | os.O_CLOEXEC)  # the path and the status of one and the same file
+        try:
+            real, found = os.readlink(f"/proc/self/fd/{fd}"), os.fstat(fd)
+        finally:
+            os.close(fd)
     except FileNotFoundError as error:
         raise ImageNotFound(
             "the image does not exist", subject=disk.source, hint="check the path; is the datastore mounted?"

@@ -120,17 +120,18 @@ class Mapper:
         :raises MappedDifferently: it is mapped already, with another access, format or transport.
         :raises MapperError: the image, the plugin or the host; afterwards everything is as it was.
         """
-        with self.map_open(disk, options, user=user) as opened:
+        with self.map_open(disk, self.identify(disk), options, user=user) as opened:
             return opened.disk
 
     @contextlib.contextmanager
-    def map_open(self, disk: Disk, options: MapOptions, *, user: str) -> Iterator[OpenDisk]:
+    def map_open(self, disk: Disk, identity: Identity, options: MapOptions, *, user: str) -> Iterator[OpenDisk]:
         """As :meth:`map`, with the device open for the length of the block, for those who look at its content next.
 
         The kernel forgets what it has read of a device when nobody has that open any more. Partitions can be mounted
         after the block; inside of it the device may be held exclusively.
+
+        :param identity: of the disk, see :meth:`identify`.
         """
-        identity = self.identify(disk)
         disk = replace(disk, source=identity.source)
         with contextlib.ExitStack() as closing:
             with self.lock(identity.id):
@@ -256,17 +257,31 @@ class Mapper:
         if record_id is None:
             _refuse_foreign_device(target)
             return
+        with self.releasing(record_id, user=user):
+            pass
+
+    @contextlib.contextmanager
+    def releasing(self, record_id: str, *, user: str) -> Iterator[MappedDisk | None]:
+        """As :meth:`unmap`, at the end of a block that takes away what uses the disk. Meanwhile the disk is locked.
+
+        :returns: the disk; ``None`` when it is not mapped, or only half.
+        :raises Busy: another process works on it.
+        """
         with self.lock(record_id):
             record = self.journal.read(record_id)
+            live = record is not None and self._is_live(record)
+            yield _as_mapped(record) if record is not None and live else None
             if record is None:
                 return
-            if not self._is_live(record):
+            if not live:
                 self._undo(record)
                 return
             others = tuple(name for name in record.users if name != user)
             if user not in record.users and others:
                 raise ImageInUse(
-                    f"the mapping is held by {', '.join(others)}", subject=target, hint="let its holder release it"
+                    f"the mapping is held by {', '.join(others)}",
+                    subject=record.disk.source,
+                    hint="let its holder release it",
                 )
             if others:
                 self.journal.write(replace(record, users=others))

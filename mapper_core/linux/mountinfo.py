@@ -102,7 +102,8 @@ def _read(pid: str | int) -> bytes:
 def _entries_with(path: str, pid: str | int) -> tuple[MountEntry, ...]:
     """The mounts whose line contains a path; a host with a hundred containers has thousands of others to skip."""
     needle = b" " + b"".join(b"\\%03o" % byte if byte in b" \t\n\\" else bytes((byte,)) for byte in os.fsencode(path))
-    return tuple(parse_line(line) for line in _read(pid).split(b"\n") if needle in line)
+    text = _read(pid)
+    return tuple(parse_line(line) for line in text.split(b"\n") if needle in line) if needle in text else ()
 
 
 def is_below(path: str, directory: str) -> bool:

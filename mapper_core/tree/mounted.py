@@ -97,15 +97,15 @@ def mount_tree(mapper: Mapper, request: TreeRequest) -> MountedTree:
             dismantle_locked(mapper, old)
         if mountinfo.under(directory):  # also below: what we cover there could never be told from our own mounts
             raise UsageError("something else is mounted here", subject=directory, hint="choose another directory")
-        tree = TreeRecord(
-            directory, mapper.identify(request.disk).id, request.owner, mapper.boot, own_directory=staging
-        )
+        identity = mapper.identify(request.disk)
+        tree = TreeRecord(directory, identity.id, request.owner, mapper.boot, own_directory=staging)
         undo.callback(lambda: dismantle_locked(mapper, find(mapper, directory)))
         record.write(mapper.runtime.trees, tree)
         if staging:
             os.mkdir(directory, 0o700)
             make_shared(mapper.runtime.mounts)
-        with mapper.map_open(request.disk, request.options, user=f"{USER_PREFIX}:{directory}") as opened:
+        user = f"{USER_PREFIX}:{directory}"
+        with mapper.map_open(request.disk, identity, request.options, user=user) as opened:
             volumes = look.volumes(opened.disk.table, opened.reader.read)
         disk = opened.disk
         plan = look.plan_for(volumes, disk.access, request.purpose, request.root_hint, disk.disk.source)
@@ -128,7 +128,7 @@ def plan_tree(
     options = MapOptions(Access.READ_ONLY) if before is None else MapOptions(before.access, before.transport)
     user = f"pid:{os.getpid()}"
     with contextlib.ExitStack() as undo:
-        with mapper.map_open(disk, options, user=user) as opened:
+        with mapper.map_open(disk, mapper.identify(disk), options, user=user) as opened:
             undo.callback(mapper.unmap, opened.disk.id, user=user)
             volumes = look.volumes(opened.disk.table, opened.reader.read)
         plan = look.plan_for(volumes, access, purpose, root_hint, disk.source)
@@ -154,14 +154,15 @@ def unmount_tree(mapper: Mapper, directory: str, *, owner: str = "cli") -> None:
         gone.
     """
     real = os.path.realpath(directory)
-    tree = find(mapper, real)
-    if tree is None:
-        if mountinfo.at(real):
-            raise NotMapped("this was not mounted by Mapper", subject=directory, hint="use umount")
-        return
-    if tree.owner != owner:
-        raise ImageInUse(f"the tree belongs to {tree.owner}", subject=directory, hint="let its owner release it")
-    dismantle(mapper, tree)
+    with lock(mapper, real):
+        tree = find(mapper, real)
+        if tree is None:
+            if mountinfo.at(real):
+                raise NotMapped("this was not mounted by Mapper", subject=directory, hint="use umount")
+            return
+        if tree.owner != owner:
+            raise ImageInUse(f"the tree belongs to {tree.owner}", subject=directory, hint="let its owner release it")
+        dismantle_locked(mapper, tree)
 
 
 def records(mapper: Mapper) -> tuple[TreeRecord, ...]:
@@ -193,10 +194,12 @@ def dismantle_locked(mapper: Mapper, tree: TreeRecord | None) -> None:
     """As :func:`dismantle`, for those who hold the lock."""
     if tree is None:
         return
-    if tree.boot == mapper.boot:
-        _unmount_all(tree.directory, devices_of(mapper, tree))
-    if tree.disk_id:
-        mapper.unmap(tree.disk_id, user=f"{USER_PREFIX}:{tree.directory}")
+    with contextlib.ExitStack() as disk:
+        mapped = None
+        if tree.disk_id:
+            mapped = disk.enter_context(mapper.releasing(tree.disk_id, user=f"{USER_PREFIX}:{tree.directory}"))
+        if tree.boot == mapper.boot:
+            _unmount_all(tree.directory, _devices(tree, mapped))
     if tree.own_directory:
         _remove_directory(mapper, tree.directory)
     record.remove(mapper.runtime.trees, tree.directory)
@@ -204,7 +207,10 @@ def dismantle_locked(mapper: Mapper, tree: TreeRecord | None) -> None:
 
 def devices_of(mapper: Mapper, tree: TreeRecord) -> tuple[str, ...]:
     """What may be mounted in a tree: the devices of its disk."""
-    disk = mapper.find(tree.disk_id) if tree.disk_id else None
+    return _devices(tree, mapper.find(tree.disk_id) if tree.disk_id else None)
+
+
+def _devices(tree: TreeRecord, disk: MappedDisk | None) -> tuple[str, ...]:
     if disk is None:
         return (tree.source,) if tree.source else ()
     return (disk.device, *(partition.device for partition in disk.table.partitions))

@@ -128,3 +128,21 @@ def test_replace_is_that_of_the_standard_library() -> None:
     assert replace(Standard("a"), name="b") == Standard("b")
     with pytest.raises(TypeError, match="colour"):
         replace(value, colour="red")
+
+
+def test_the_constructor_stays_the_same_when_the_class_is_used_often() -> None:
+    @quick(frozen=True, slots=True)
+    class Often:
+        first: int
+        second: str = "b"
+
+    before = inspect.signature(Often)
+    values = [Often(number, second="x") for number in range(200)]
+    assert values[0] == Often(0, "x") and values[-1] == Often(199, "x")
+    assert Often(1) == Often(first=1, second="b")
+    assert inspect.signature(Often) == before
+    for wrong in (lambda: Often(), lambda: Often(1, "b", 3), lambda: Often(1, first=1), lambda: Often(1, third=3)):
+        with pytest.raises(TypeError):
+            wrong()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        values[0].first = 2  # type: ignore[misc]
