@@ -70,7 +70,7 @@ class Lab:
         return subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=100, check=False)
 
 
-def _lab(product: str, name: str, *options: str) -> Iterator[Lab]:
+def run_lab(product: str, name: str, *options: str) -> Iterator[Lab]:
     directory = f"/run/mapper-lab/{name}{os.getpid()}"
     run(command(product), "up", directory, *options)
     try:
@@ -95,13 +95,13 @@ def product(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def lab(product: str) -> Iterator[Lab]:
     """A daemon: LXD in the mount namespace of the tests, as Debian's is; Incus in one of its own."""
-    yield from _lab(product, "t")
+    yield from run_lab(product, "t")
 
 
 @pytest.fixture(scope="session")
 def private_lab() -> Iterator[Lab]:
     """LXD in a mount namespace of its own, as the snap's is."""
-    yield from _lab("lxd", "p", "--private-mounts")
+    yield from run_lab("lxd", "p", "--private-mounts")
 
 
 @pytest.fixture
