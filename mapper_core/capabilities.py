@@ -9,15 +9,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from contextlib import ExitStack, suppress
 
 from mapper_core.errors import (
     AlreadyExists,
     BadPartitionTable,
-    DeadlineExceeded,
     ImageInUse,
     MappedDifferently,
-    MapperError,
     NotFound,
     NotSupported,
     PluginFault,
@@ -37,9 +34,6 @@ SECTOR = 512
 
 #: No disk is larger, bytes: the kernel counts offsets in 63 bits, and a table behind the end must not overflow them.
 MAX_SIZE = 1 << 62
-
-#: How long the filesystems of a mapped disk may stand still for a snapshot.
-FREEZE_SECONDS = 40
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _WRITE = MapOptions(Access.READ_WRITE)
@@ -180,62 +174,15 @@ def snapshots(mapper: Mapper, disk: Disk) -> tuple[Snapshot, ...]:
 def snapshot_create(mapper: Mapper, disk: Disk, name: str) -> None:
     """Keep the present state of a disk under a name.
 
-    The filesystems of a mapped disk are flushed and stand still meanwhile.
+    The filesystems of a mapped disk are flushed and stand still meanwhile. Of several disks at one moment:
+    :func:`mapper_core.snapshots.create`.
 
     :raises AlreadyExists: it has a snapshot of that name.
     :raises NotSupported: its plugin or its transport cannot do that, in this state.
     """
-    check_snapshot_name(name)
-    identity = mapper.identify(disk)
-    disk = dataclasses.replace(disk, source=identity.source)
-    with mapper.lock(identity.id):
-        record = _settled_or_checked(mapper, disk, identity)
-        if any(item.name == name for item in mapper.registry.snapshots(disk)):
-            raise AlreadyExists(f"has a snapshot {name!r} already", subject=disk.source)
-        if record.attachment is None:
-            mapper.registry.snapshot_create(disk, name, None, mapper.transports_of(record))
-        else:
-            _snapshot_mapped(mapper, record, name)
-        if not any(item.name == name for item in mapper.registry.snapshots(disk)):
-            raise PluginFault(f"the plugin {disk.format} has made no snapshot {name!r}", subject=disk.source)
+    from mapper_core.snapshots import create as create_snapshots
 
-
-def _snapshot_mapped(mapper: Mapper, record: Record, name: str) -> None:
-    assert record.attachment is not None
-    from mapper_core.linux import filesystems, freeze
-
-    with filesystems.of_device(record.attachment.device) as found, ExitStack() as stack:
-        if record.snapshot:  # of somebody who was killed, and his guard with him
-            freeze.thaw(found)
-        mapper.journal.write(dataclasses.replace(record, snapshot=name))
-        stack.callback(mapper.journal.write, dataclasses.replace(record, snapshot=""))
-        partitions = record.table.partitions if record.table else ()
-        for device in {record.attachment.device, *(partition.device for partition in partitions)}:
-            _flush(device)
-        try:
-            with freeze.frozen(found, seconds=FREEZE_SECONDS):
-                mapper.registry.snapshot_create(record.disk, name, record.attachment, mapper.transports_of(record))
-        except DeadlineExceeded:
-            with suppress(MapperError):  # it is not what was promised
-                mapper.registry.snapshot_delete(record.disk, name, record.attachment, mapper.transports_of(record))
-            raise
-
-
-def thaw(mapper: Mapper, record_id: str) -> bool:
-    """Thaw the filesystems of a mapped disk whose snapshot a crash has interrupted; ``True`` when there was something to do.
-
-    :raises Busy: a process makes a snapshot now.
-    """
-    from mapper_core.linux import filesystems, freeze
-
-    with mapper.lock(record_id):
-        record = mapper.settled(record_id)
-        if record is None or record.attachment is None or not record.snapshot:
-            return False
-        with filesystems.of_device(record.attachment.device) as found:
-            freeze.thaw(found)
-        mapper.journal.write(dataclasses.replace(record, snapshot=""))
-        return True
+    create_snapshots(mapper, (disk,), name)
 
 
 def snapshot_revert(mapper: Mapper, disk: Disk, name: str) -> None:
@@ -248,7 +195,7 @@ def snapshot_revert(mapper: Mapper, disk: Disk, name: str) -> None:
     identity = mapper.identify(disk)
     disk = dataclasses.replace(disk, source=identity.source)
     with mapper.lock(identity.id):
-        _refuse_mapped(_settled_or_checked(mapper, disk, identity))
+        _refuse_mapped(settled_or_checked(mapper, disk, identity))
         find_snapshot(mapper.registry.snapshots(disk), name, disk.source)
         mapper.registry.snapshot_revert(disk, name)
         mapper.inspect_for(disk, identity, _WRITE)
@@ -264,7 +211,7 @@ def snapshot_delete(mapper: Mapper, disk: Disk, name: str) -> None:
     identity = mapper.identify(disk)
     disk = dataclasses.replace(disk, source=identity.source)
     with mapper.lock(identity.id):
-        record = _settled_or_checked(mapper, disk, identity)
+        record = settled_or_checked(mapper, disk, identity)
         if find_snapshot(mapper.registry.snapshots(disk), name, disk.source).protected:
             raise Refused(f"something depends on the snapshot {name!r} (a clone)", subject=disk.source)
         mapper.registry.snapshot_delete(disk, name, record.attachment, mapper.transports_of(record))
@@ -322,7 +269,7 @@ def break_lock(mapper: Mapper, disk: Disk) -> None:
 # --- shared -------------------------------------------------------------------------------------------------
 
 
-def _settled_or_checked(mapper: Mapper, disk: Disk, identity: Identity) -> Record:
+def settled_or_checked(mapper: Mapper, disk: Disk, identity: Identity) -> Record:
     """Return the record of a mapped disk, or check one that is not mapped and return a record that describes nothing."""
     record = mapper.settled(identity.id)
     if record is not None:
@@ -395,15 +342,6 @@ def _device_size(device: str) -> int:
     fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return block.size(fd)
-    finally:
-        os.close(fd)
-
-
-def _flush(device: str) -> None:
-    """Write back what was written to the device itself, and not to a filesystem."""
-    fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        block.flush(fd)
     finally:
         os.close(fd)
 

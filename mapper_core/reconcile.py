@@ -18,13 +18,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
-from mapper_core.capabilities import resize, thaw
+from mapper_core.capabilities import resize
 from mapper_core.errors import Busy, MapperError
 from mapper_core.frozen import dataclass
 from mapper_core.journal import Record, State
 from mapper_core.linux import locks, process_info
 from mapper_core.mapping import Mapper
 from mapper_core.registry import installed
+from mapper_core.snapshots import undo_interrupted
 from mapper_core.tree import mounted
 from mapper_core.tree.record import TreeRecord
 
@@ -160,7 +161,8 @@ def _reconcile_disk(mapper: Mapper, record: Record, alive: _Owners, attempt: _At
         attempt("disk", source, "its device is gone", partial(mapper.repair, record.id))
     else:
         if record.snapshot:
-            attempt("disk", source, "a crash interrupted a snapshot", partial(thaw, mapper, record.id), "thawed")
+            undo = partial(undo_interrupted, mapper, record.id)
+            attempt("disk", source, f"a crash interrupted the snapshot {record.snapshot!r}", undo, "thawed")
         if record.resize_to:
             finish = partial(resize, mapper, record.disk, record.resize_to)
             attempt("disk", source, f"a crash interrupted its resize to {record.resize_to}", finish, "finished")

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from mapper_core import hookspecs
+
 pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +59,14 @@ def test_a_plugin_is_named_after_its_format(name: str) -> None:
     assert [re.split("[<>=~ ]", entry)[0] for entry in data["dependencies"]] == ["mapper-core"]
     assert (ROOT / "plugins" / name / "README.md").stat().st_size > 0
     assert any((ROOT / "plugins" / name / "tests").rglob("test_*.py"))
+
+
+@pytest.mark.parametrize("name", PLUGINS)
+def test_no_module_of_a_plugin_is_named_like_a_hook(name: str) -> None:
+    """Its first import would put the module in the place of the hook, and the next registry would find no hook."""
+    hooks = {name for name, value in vars(hookspecs).items() if hasattr(value, f"{hookspecs.PROJECT}_spec")}
+    assert {"map", "unmap", "snapshots"} <= hooks
+    assert not hooks & {path.stem for path in (ROOT / "plugins" / name / "src" / f"mapper_{name}").iterdir()}
 
 
 def test_all_distributions_have_one_version_and_one_license() -> None:

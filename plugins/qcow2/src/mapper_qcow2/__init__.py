@@ -53,7 +53,7 @@ def resize(
         transports.resize(size)
         return
     from mapper_core import qemu_img
-    from mapper_qcow2.snapshots import read_snapshots
+    from mapper_qcow2.snapshot_table import read_snapshots
 
     image = image or inspect(disk)
     if image.variant == "v2" and read_snapshots(disk.source):
@@ -68,7 +68,7 @@ def resize(
 @hookimpl
 def snapshots(disk: Disk) -> tuple[Snapshot, ...]:
     """Read them from the image, without any external program."""
-    from mapper_qcow2.snapshots import read_snapshots
+    from mapper_qcow2.snapshot_table import read_snapshots
 
     return tuple(Snapshot(entry.name, entry.size, entry.created) for entry in read_snapshots(disk.source))
 
@@ -85,7 +85,7 @@ def snapshot_create(disk: Disk, name: str, attachment: Attachment | None, transp
 @hookimpl
 def snapshot_revert(disk: Disk, name: str) -> None:
     """``qemu-img snapshot -a``. A disk that has grown since has its old size afterwards."""
-    from mapper_qcow2.snapshots import snapshot_id
+    from mapper_qcow2.snapshot_table import snapshot_id
 
     _change(disk, "-a", snapshot_id(disk.source, name))
 
@@ -93,7 +93,7 @@ def snapshot_revert(disk: Disk, name: str) -> None:
 @hookimpl
 def snapshot_delete(disk: Disk, name: str, attachment: Attachment | None, transports: Transports) -> None:
     """Give back the clusters that only the snapshot has used."""
-    from mapper_qcow2.snapshots import snapshot_id
+    from mapper_qcow2.snapshot_table import snapshot_id
 
     identifier = snapshot_id(disk.source, name)
     if attachment is not None:

@@ -101,12 +101,11 @@ def resize(disk: Disk, size: int, attachment: Attachment | None, transports: Tra
 @hookimpl
 def snapshots(disk: Disk) -> tuple[Snapshot, ...]:
     """List the snapshots."""
-    from mapper_rbd import cluster, names, session
-    from mapper_rbd import snapshots as all_snapshots
+    from mapper_rbd import cluster, names, session, snapshot_list
 
     name = dataclasses.replace(names.parse(disk.source), snapshot="")
     with session.open_volume(name, cluster.from_settings(disk.settings)) as volume:
-        return all_snapshots.list_all(volume)
+        return snapshot_list.list_all(volume)
 
 
 @hookimpl
@@ -129,11 +128,10 @@ def snapshot_revert(disk: Disk, name: str) -> None:
 @hookimpl
 def snapshot_delete(disk: Disk, name: str) -> None:
     """Remove a snapshot on which no clone stands, with its protection."""
-    from mapper_rbd import cluster, names, session
-    from mapper_rbd import snapshots as all_snapshots
+    from mapper_rbd import cluster, names, session, snapshot_list
 
     with session.open_volume(names.parse(disk.source), cluster.from_settings(disk.settings), writable=True) as volume:
-        all_snapshots.delete(volume, name)
+        snapshot_list.delete(volume, name)
 
 
 @hookimpl
