@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 from mapper_driver.lxd import cgroups, limits
 from mapper_driver.lxd.client import LxdClient
-from mapper_driver.lxd.model import Status
+from mapper_driver.lxd.model import InstanceSpec, Status
 
 from mapper_core.linux import mountinfo
 from mapper_core.mapping import Mapper
@@ -310,6 +310,23 @@ def test_the_error_has_the_form_of_the_version(plug: Plug) -> None:
         assert done.returncode == 3
         assert ("ERROR MESSAGE --8<------" in done.stderr) == version.startswith("5")
         assert "does not exist" in done.stderr
+
+
+def test_storage_of_a_container_made_by_hand_is_left_alone(lab: Lab, client: LxdClient, tmp_path: Path) -> None:
+    client.create(InstanceSpec("by-hand"))
+    try:
+        one, before = One(tmp_path, lab.socket), client.instance("by-hand").devices
+        xml = one.vm_xml(66, disk_xml(2, ATTACH="YES"), deployed=True).replace(
+            "one-66</DEPLOY_ID>", "by-hand</DEPLOY_ID>"
+        )
+        path = f"{one.vm_dir(66)}/disk.2"
+        data = f"<VMM_DRIVER_ACTION_DATA>{xml}</VMM_DRIVER_ACTION_DATA>"
+        done = one.run("attach_disk", "by-hand", path, "sdb", "1", "copy", "66", "node", xml=data)
+        assert done.returncode == 6, done
+        ok(one.run("detach_disk", "by-hand", path, "sdb", "1", "66", "node", xml=data))
+        assert client.instance("by-hand").devices == before
+    finally:
+        client.delete("by-hand")
 
 
 def test_the_daemon_is_away(plug: Plug) -> None:

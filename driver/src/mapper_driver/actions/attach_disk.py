@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
-from mapper_core.errors import MapperError, UsageError
+from mapper_core.errors import MapperError, NotSupported, UsageError
 from mapper_driver import iolimits
 from mapper_driver.actions.detach_disk import disk_number, remove_disk
 from mapper_driver.actions.node import Node
@@ -19,11 +19,14 @@ from mapper_driver.opennebula.vm import DiskKind, VirtualMachine, VmDisk
 def attach_disk(given: AttachDisk, vm: VirtualMachine, node: Node) -> None:
     """Mount a disk and show it to a container. One that is attached already is left alone.
 
+    :raises NotSupported: the container was made by hand, its storage is left alone.
     :raises InstanceNotRunning: the container does not run.
     :raises InstanceConflict: it has another device of that name or path.
     :raises TreeNotPlaced: LXD reports success, and the container does not have it.
     :raises MapperError: from the image or the host; afterwards everything is as it was.
     """
+    if vm.is_wild:
+        raise NotSupported("the container was not made by OpenNebula, its storage is left alone", subject=vm.container)
     disk = _wanted(given, vm)
     if disk.kind is DiskKind.SWAP:
         node.log.info(f"disk {disk.id} is swap, which a container has no use for")

@@ -34,8 +34,10 @@ def reconfigure(given: Reconfigure, vm: VirtualMachine, node: Node) -> None:
     """
     container = vm.container
     found = node.client.instance(container)
-    if not given.context_path:
-        node.log.info("the machine has no context")
+    if not given.context_path or vm.is_wild:
+        node.log.info(
+            "the container was made by hand, it gets no context" if vm.is_wild else "the machine has no context"
+        )
         return
     context = vm.context
     if context is None or disk_number(given.context_path) != context.disk_id:
