@@ -184,6 +184,8 @@ def _import_for_sh(
     """Answer an import statement of ``sh``; see :func:`__import__`."""
     if name == "asyncio":
         return _LateAsyncio()
+    if name == "platform":  # only to ask for the name of the system: 2 ms
+        return types.SimpleNamespace(system=lambda: os.uname().sysname)
     if name == "importlib" and names == ("metadata",):  # only to fill sh.__version__: 15 ms
         return types.SimpleNamespace(metadata=types.SimpleNamespace(version=lambda _distribution: ""))
     return __import__(name, outer, inner, names or (), level)

@@ -6,10 +6,13 @@ Source: lib/kobject_uevent.c; netlink(7), NETLINK_KOBJECT_UEVENT, multicast grou
 from __future__ import annotations
 
 import select
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import socket
 
 _NETLINK_KOBJECT_UEVENT = 15
 _KERNEL_GROUP = 1
@@ -40,6 +43,8 @@ class Events:
 @contextmanager
 def listen() -> Iterator[Events]:
     """Subscribe to kernel events for the length of a block."""
+    import socket  # 3 ms: only paid by those who wait for a device
+
     with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, _NETLINK_KOBJECT_UEVENT) as events:
         events.bind((0, _KERNEL_GROUP))
         yield Events(events)

@@ -15,9 +15,8 @@ Decisions that are not obvious:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 from mapper_core.errors import AmbiguousRoot, BadFstab, UnknownFilesystem
+from mapper_core.frozen import dataclass, replace
 from mapper_core.model import Access, Mount, MountPlan, Skipped, Volume
 from mapper_core.tree import dps
 from mapper_core.tree.fstab import FstabEntry, FstabTable, bad_line

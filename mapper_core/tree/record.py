@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import string
 
 from mapper_core.frozen import dataclass
 from mapper_core.journal import plain, read_json, remove_json, write_json
@@ -13,7 +12,7 @@ VERSION = 1
 #: Bytes of a file name; the longest suffix that is appended to it is short.
 MAX_NAME = 200
 
-_PLAIN = frozenset((string.ascii_letters + string.digits + "_.").encode())
+_PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.")
 _ESCAPES = {byte: "-" if byte == 0x2F else f"\\x{byte:02x}" for byte in range(256) if byte not in _PLAIN}
 
 
