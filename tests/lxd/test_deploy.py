@@ -211,7 +211,8 @@ def test_privileged_nested_profile_raw_and_nic(world: World, lab: Lab) -> None:
         f"<NIC><NIC_ID>0</NIC_ID><BRIDGE>{bridge}</BRIDGE><BRIDGE_TYPE>linux</BRIDGE_TYPE><MAC>02:00:0a:63:00:0a</MAC>"
         "<TARGET>one-6-0</TARGET><VN_MAD>dummy</VN_MAD><INBOUND_AVG_BW>1000</INBOUND_AVG_BW></NIC>"
     )
-    raw = "<RAW><TYPE>lxd</TYPE><DATA><![CDATA[limits.processes=100]]></DATA></RAW>"
+    guest_api = {"lxd": "security.devlxd", "incus": "security.guestapi"}[lab.product]
+    raw = f"<RAW><TYPE>lxd</TYPE><DATA><![CDATA[limits.processes=100\n{guest_api}=false]]></DATA></RAW>"
     user = (
         "<LXD_SECURITY_PRIVILEGED>true</LXD_SECURITY_PRIVILEGED><LXD_SECURITY_NESTING>true</LXD_SECURITY_NESTING>"
         "<LXD_PROFILE>default</LXD_PROFILE>"
@@ -223,7 +224,7 @@ def test_privileged_nested_profile_raw_and_nic(world: World, lab: Lab) -> None:
     assert world.inside(6, "cat", "/sys/class/net/eth0/address").strip() == "02:00:0a:63:00:0a"
     assert Path("/sys/class/net/one-6-0/master").resolve().name == bridge
     instance = world.client.instance("one-6")
-    assert instance.config["limits.processes"] == "100"
+    assert (instance.config["limits.processes"], instance.config[guest_api]) == ("100", "false")
     assert instance.config["security.nesting"] == "true"
     assert instance.devices["eth0"]["limits.ingress"] == "8000kbit"
     assert "lxc.hook.pre-start" in instance.config["raw.lxc"]

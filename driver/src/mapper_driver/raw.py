@@ -51,11 +51,13 @@ HARMLESS = (
     "lxc.signal.*",
     "lxc.tty.max",
     "security.devlxd",
+    "security.guestapi",
     "security.idmap.isolated",
     "security.syscalls.deny",
     "user.*",
 )
-"""What any template may set. A ``*`` stands for any end. LXD 5.0 accepts them all; it refuses ``lxc.prlimit.*``."""
+"""What any template may set. A ``*`` stands for any end. LXD 5.0 accepts them all but
+``security.guestapi``, which Incus has instead of ``security.devlxd``; it refuses ``lxc.prlimit.*``."""
 NEVER = (
     "lxc.idmap",
     "lxc.include",
