@@ -90,8 +90,10 @@ def read(path: str, vm: int) -> Checkpoint:
         raise NotFound("the checkpoint does not exist", subject=path, hint=hint) from error
     except OSError as error:
         raise StateCorrupt(f"the checkpoint cannot be opened: {error.strerror}", subject=path) from error
-    with os.fdopen(fd, "rb") as file:
-        data = file.read(MAX_BYTES + 1) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
+    try:
+        data = os.read(fd, MAX_BYTES + 1) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+    finally:
+        os.close(fd)
     try:
         found = json.loads(data)
         if found["format"] != _MAGIC or found["version"] != VERSION:

@@ -99,6 +99,27 @@ def poll(given: Common, document: Document, config: Config, log: Log) -> Answer:
     return act(vm.container, Mapper.open(), client), client.api_seconds
 
 
+def execute(given: Common, document: Document, config: Config, log: Log) -> Answer:
+    """``exec``: start a command inside."""
+    from mapper_driver.actions.exec import parse_command, start
+
+    vm = identify(given, document, config)
+    command = parse_command(document)
+    with open_node(vm, config, log) as node:
+        start(vm.container, command, node)
+        return "", node.client.api_seconds
+
+
+def cancel_execution(given: Common, document: Document, config: Config, log: Log) -> Answer:
+    """``exec_cancel``: end it."""
+    from mapper_driver.actions.exec import cancel
+
+    vm = identify(given, document, config)
+    with open_node(vm, config, log) as node:
+        cancel(vm.container, node)
+        return "", node.client.api_seconds
+
+
 def _starter(vm: VmIdentity, given: Common, document: Document, config: Config) -> Callable[[Node], object]:
     """What starts a machine from its disks. A container that was made by hand has its own and is started as it is.
 

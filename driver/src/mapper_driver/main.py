@@ -7,6 +7,7 @@ in the form that OpenNebula's version understands.
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import time
@@ -109,44 +110,37 @@ def _carry_out(script_dir: str, action: str, argv: Sequence[str], log: Log) -> t
     return _ACTIONS[action](given, document, config, log)
 
 
-def _lifecycle(name: str) -> Act:
+def _in(module: str, name: str) -> Act:
+    """A function that is imported when it is called: only one of them ever is."""
+
     def act(given: Common, document: Document, config: Config, log: Log) -> tuple[str, float]:
-        from mapper_driver import lifecycle
-
-        found: Act = getattr(lifecycle, name)
-        return found(given, document, config, log)
-
-    return act
-
-
-def _hotplug(name: str) -> Act:
-    def act(given: Common, document: Document, config: Config, log: Log) -> tuple[str, float]:
-        from mapper_driver import hotplug
-
-        found: Act = getattr(hotplug, name)
+        found: Act = getattr(importlib.import_module(f"mapper_driver.{module}"), name)
         return found(given, document, config, log)
 
     return act
 
 
 _ACTIONS: dict[str, Act] = {
-    "deploy": _lifecycle("deploy"),
-    "shutdown": _lifecycle("shutdown"),
-    "cancel": _lifecycle("shutdown"),
-    "reboot": _lifecycle("reboot"),
-    "reset": _lifecycle("reboot"),
-    "save": _lifecycle("save"),
-    "restore": _lifecycle("restore"),
-    "migrate": _lifecycle("migrate"),
-    "migrate_local": _lifecycle("migrate"),
-    "poll": _lifecycle("poll"),
-    "attach_disk": _hotplug("add"),
-    "detach_disk": _hotplug("remove"),
-    "attach_nic": _hotplug("add"),
-    "detach_nic": _hotplug("remove"),
-    "prereconfigure": _hotplug("remove"),
-    "reconfigure": _hotplug("add"),
-    "resize": _hotplug("add"),
+    "deploy": _in("lifecycle", "deploy"),
+    "shutdown": _in("lifecycle", "shutdown"),
+    "cancel": _in("lifecycle", "shutdown"),
+    "reboot": _in("lifecycle", "reboot"),
+    "reset": _in("lifecycle", "reboot"),
+    "save": _in("lifecycle", "save"),
+    "restore": _in("lifecycle", "restore"),
+    "migrate": _in("lifecycle", "migrate"),
+    "migrate_local": _in("lifecycle", "migrate"),
+    "poll": _in("lifecycle", "poll"),
+    "exec": _in("lifecycle", "execute"),
+    "exec_cancel": _in("lifecycle", "cancel_execution"),
+    "attach_disk": _in("hotplug", "add"),
+    "detach_disk": _in("hotplug", "remove"),
+    "attach_nic": _in("hotplug", "add"),
+    "detach_nic": _in("hotplug", "remove"),
+    "prereconfigure": _in("hotplug", "remove"),
+    "reconfigure": _in("hotplug", "add"),
+    "resize": _in("hotplug", "add"),
+    "resize_disk": _in("hotplug", "add"),
 }
 
 

@@ -10,14 +10,14 @@ import contextlib
 import dataclasses
 import os
 
-from mapper_core.linux import mountinfo
 from mapper_core.model import IdMap
 from mapper_driver import pci
 from mapper_driver.actions.node import Node
-from mapper_driver.errors import InstanceNotFound, InstanceRunning, InstanceStartFailed, TreeNotPlaced
+from mapper_driver.actions.start import start
+from mapper_driver.errors import InstanceNotFound, InstanceRunning
 from mapper_driver.instance import STATUS_KEY, HostFacts, build_instance
-from mapper_driver.lxd import cgroups, hook, inside, limits, placement
-from mapper_driver.lxd.model import InstanceSpec, InstanceState, Status
+from mapper_driver.lxd import cgroups, hook, limits, placement
+from mapper_driver.lxd.model import InstanceSpec, Status
 from mapper_driver.opennebula.vm import DiskKind, VirtualMachine
 from mapper_driver.storage import Staged, root_of
 
@@ -47,8 +47,7 @@ def deploy(vm: VirtualMachine, node: Node) -> str:
         if vm.context is not None:
             others.append(storage.stage_context(vm.context, idmap))
         _hand_over(built.spec, root, others, idmap, node)
-        state = _start(container, node)
-        _verify(built.spec, state, root, node)
+        start(container, node)
         node.client.set_config(container, {STATUS_KEY: None})
         undo.pop_all()
     return container
@@ -113,32 +112,3 @@ def _hand_over(spec: InstanceSpec, root: Staged, others: list[Staged], idmap: Id
 def _is_shifted(root: Staged, idmap: IdMap) -> bool:
     """Whether LXD has shifted the owners on the disk in an earlier deployment; twice would be wrong (L-07)."""
     return os.stat(root.directory).st_uid == root_of(idmap).uid
-
-
-def _start(container: str, node: Node) -> InstanceState:
-    """Start, and say why the hook refused when it did (LXD only says that the start failed)."""
-    try:
-        return node.client.start(container, deadline_seconds=node.config.start_timeout)
-    except InstanceStartFailed as error:
-        for line in error.log:
-            node.log.debug(line)
-        if reason := hook.last_failure(node.mapper.runtime, container):
-            raise TreeNotPlaced(reason, subject=container) from error
-        raise
-
-
-def _verify(spec: InstanceSpec, state: InstanceState, root: Staged, node: Node) -> None:
-    """Look at what the container's first process sees, not at exit codes (L-04).
-
-    :raises TreeNotPlaced: its root or a disk is not what was handed over.
-    """
-    wanted = mountinfo.at(root.directory)[-1]
-    found = next(iter(mountinfo.at("/", pid=state.pid)[-1:]), None)
-    if found is None or (found.device, found.root) != (wanted.device, wanted.root):
-        raise TreeNotPlaced(
-            f"the container runs on {found.source if found else 'nothing'} instead of {wanted.source}",
-            subject=spec.name,
-        )
-    for device in spec.devices.values():
-        if "source" in device:
-            inside.check_disk(state.pid, device["path"], device["source"], spec.name)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mapper_driver.errors import InstanceNotFound, InstanceNotRunning, LxdFailed
 from mapper_driver.lxd.connection import OPERATION_SECONDS
@@ -38,3 +39,44 @@ class Commands(Reader):
             with contextlib.suppress(LxdFailed, InstanceNotFound):
                 self._connection.send(node.delete, "remove the output of the command", name)
         return ExecResult(int(done.get("return", -1)), texts[0], texts[1])
+
+    def begin(self, name: str, argv: Sequence[str], environment: Mapping[str, str]) -> str:
+        """Start a command inside and do not wait for it; its output is recorded.
+
+        :returns: what :meth:`output` wants to know.
+        :raises InstanceNotRunning: the container does not run.
+        """
+        if self.state(name).status is not Status.RUNNING:
+            raise InstanceNotRunning("the instance does not run", subject=name)
+        body = {
+            "command": list(argv),
+            "environment": dict(environment),
+            "wait-for-websocket": False,
+            "interactive": False,
+            "record-output": True,
+        }
+        answer = self._connection.send(
+            self._node(name).exec.post, "run a command in the instance", name, json=body
+        ).json()
+        return str(answer["operation"]).rsplit("/", 1)[-1]
+
+    def output(self, name: str, command: str) -> tuple[bytes, bytes]:
+        """What a command of :meth:`begin` has written up to now to its standard output and standard error."""
+        found = [self._find_output(name, command, stream) for stream in ("stdout", "stderr")]
+        return found[0][1], found[1][1]
+
+    def forget_output(self, name: str, command: str) -> None:
+        """Remove what was recorded."""
+        for stream in ("stdout", "stderr"):
+            node, _ = self._find_output(name, command, stream)
+            with contextlib.suppress(LxdFailed, InstanceNotFound):
+                self._connection.send(node.delete, "remove the output of the command", name)
+
+    def _find_output(self, name: str, command: str, stream: str) -> tuple[Any, bytes]:
+        """Newer daemons have a directory for it."""
+        file = f"exec_{command}.{stream}"
+        logs = self._node(name).logs
+        for node in (logs["exec-output"][file], logs[file]):
+            with contextlib.suppress(LxdFailed, InstanceNotFound):
+                return node, self._connection.get(node, "read the output of the command", name, is_api=False).content
+        return logs[file], b""

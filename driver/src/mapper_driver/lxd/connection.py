@@ -28,6 +28,10 @@ _BUSY = ("non-reusable operation", "busy running", "operation lock")
 _LATE = "context deadline exceeded"
 
 
+#: What daemons call operations that run in an instance and do not work on it (lxd/db/operationtype).
+_INSIDE = ("Executing command", "Showing console")
+
+
 class Changed(LxdFailed):
     """Is raised when an object was changed by somebody else since it was read (HTTP 412)."""
 
@@ -165,18 +169,22 @@ class Connection:
             except LxdFailed as error:
                 if not any(text in error.message for text in _BUSY):
                     raise
-            self._wait_for_others(name)
+            self.settle(name, OPERATION_SECONDS)
         raise LxdFailed(f"cannot {what}: others change it all the time", subject=name)
 
-    def _wait_for_others(self, name: str) -> None:
-        """Wait for the operations on an instance that are under way, whoever started them."""
-        what = "wait for the other operations on the instance"
+    def settle(self, name: str, deadline_seconds: float) -> None:
+        """Wait for the operations that work on an instance, whoever started them. When the time is over it returns too.
+
+        Commands and consoles that run in it are no such work, and may take for ever.
+        """
+        what, until = "wait for the other operations on the instance", time.monotonic() + deadline_seconds
         found = self.get(self.api.operations, what, name, params={"recursion": "1"}).json().get("metadata") or {}
         for operation in found.get("running", ()):
             touched = (operation.get("resources") or {}).get("instances") or ()
-            if any(path.partition("?")[0].endswith(f"/{name}") for path in touched):
-                with contextlib.suppress(LxdFailed):  # its failure is the business of who started it
-                    self._wait_for(operation["id"], what, name, lambda: True, OPERATION_SECONDS)
+            is_inside = operation.get("class") == "websocket" or operation.get("description") in _INSIDE
+            if not is_inside and any(path.partition("?")[0].endswith(f"/{name}") for path in touched):
+                with contextlib.suppress(LxdFailed, InstanceNotFound):  # its failure is the business of who started it
+                    self._wait_for(operation["id"], what, name, lambda: True, max(1.0, until - time.monotonic()))
 
     @contextlib.contextmanager
     def _talking(self, what: str, name: str) -> Iterator[None]:

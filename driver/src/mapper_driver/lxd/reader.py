@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
@@ -175,14 +174,7 @@ class Reader:
 
         When the time is over it returns too; the next request says what is wrong.
         """
-        api = self._connection.api
-        answer = self._connection.get(api.operations, "list the operations", name, params={"recursion": "1"})
-        for operation in (answer.json()["metadata"] or {}).get("running", ()):
-            names = (operation.get("resources") or {}).get("instances", ())
-            if any(str(item).rsplit("/", 1)[-1].split("?")[0] == name for item in names):
-                seconds = {"timeout": str(round(deadline_seconds))}
-                with contextlib.suppress(LxdFailed, InstanceNotFound):
-                    self._connection.get(api.operations[operation["id"]].wait, "wait", name, params=seconds)
+        self._connection.settle(name, deadline_seconds)
 
     def _node(self, name: str) -> Any:
         return self._connection.api.instances[check_name(name)]

@@ -244,6 +244,13 @@ class ResizeDisk(Common):
     host: str = _argument(_word)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exec(Common):
+    """``exec`` and ``exec_cancel``. The command and its input come last, the input without any quotes: they are read from the
+    XML instead.
+    """
+
+
 ACTIONS: dict[str, type[Common]] = {
     "deploy": Deploy,
     "shutdown": ShutDown,
@@ -266,6 +273,8 @@ ACTIONS: dict[str, type[Common]] = {
     "resize": Resize,
     "resize_disk": ResizeDisk,
     "poll": Poll,
+    "exec": Exec,
+    "exec_cancel": Exec,
 }
 _HARD = frozenset({"cancel", "reset"})
 
@@ -296,6 +305,8 @@ def parse_argv(kind: type[A], action: str, argv: Sequence[str]) -> A:
         if words[-1:] == [FORCE]:
             words.pop()
         given["stop"] = Stop.HARD if hard else Stop.GRACEFUL
+    if kind is Exec:
+        words = words[:2]
     readers: dict[str, Callable[[str], object]]
     readers = {item.name: item.metadata["read"] for item in fields(kind) if "read" in item.metadata}
     readers |= {"vm_id": _number, "on_host": _word}
