@@ -3,8 +3,12 @@
 
     .venv/bin/python benchmarks/run.py [NAME...] [--repeat N] [--json]
 
-Needs root and the packages of scripts/os-packages.txt. Each line is a ratio or a size with its limit; the exit status
-is 1 when a limit is exceeded. Ratios compare medians of runs that take turns, so that a busy machine slows both sides.
+Needs root, the packages of scripts/os-packages.txt and a host that does nothing else: on a busy one, waiting for its disk
+hides what is measured. Programs are started as ``scripts/setup`` installs them, editable, in the environment of the
+interpreter that runs this file; ``mount_tree`` and ``unmount_tree`` are called as any program would.
+
+Each line is a ratio or a size with its limit; the exit status is 1 when a limit is exceeded. Ratios compare medians of
+runs that take turns, so that both sides see the same machine.
 """
 
 from __future__ import annotations

@@ -99,6 +99,27 @@ def test_mapping_twice_is_one_mapping_and_it_lives_while_it_has_users(mapper: Ma
     assert mapper.find(str(bare)) is None
 
 
+def test_a_device_is_open_for_the_block_and_not_longer(mapper: Mapper, bare: Path) -> None:
+    """A program that maps and lives on must not keep others from unmapping."""
+    disk = _disk(bare)
+    for _ in range(2):  # a new mapping, then one that exists
+        with mapper.map_open(disk, mapper.identify(disk), RW, user="a") as opened:
+            device = opened.disk.device
+            assert opened.reader.read(1024 + 56, 2) == b"\x53\xef"
+            assert opened.reader.size == opened.disk.size == bare.stat().st_size
+            assert _is_open_here(device)
+        assert not _is_open_here(device)
+    assert mapper.map(disk, RW, user="a").device == device
+    assert not _is_open_here(device)
+    Mapper.open().unmap(device, user="a")
+    assert loop.status(device) is None
+
+
+def _is_open_here(device: str) -> bool:
+    links = (f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd"))
+    return any(os.readlink(link) == device for link in links if os.path.lexists(link))
+
+
 def test_unmapping_what_is_not_mapped_is_a_success(mapper: Mapper, bare: Path) -> None:
     """U-09."""
     for _ in range(3):
