@@ -85,14 +85,30 @@ def unmap(disk: Disk, attachment: Attachment | None, transports: Transports) -> 
     ``None`` and whatever exists must go. Must succeed when there is nothing left to do. The image may be gone.
 
     :param transports: ``release()`` takes away all that ``attach`` made for this mapping, as recorded in the journal.
-    :raises DeadlineExceeded: the storage does not answer, and to let go of the device now would be to wait for it. After any
-        other error the core goes on by itself.
+    :raises MapperError: the core goes on by itself, but for ``DeadlineExceeded``: then the device stays.
 
     Example::
 
         @hookimpl
         def unmap(transports):
             transports.release()
+    """
+
+
+@hookspec
+def check_answers(disk: Disk, attachment: Attachment) -> None:
+    """Make sure that the storage behind a mapped disk answers. Optional, for storage that can be away.
+
+    Called before the filesystems of the disk are unmounted, and before ``unmap``: the kernel would wait for the storage, in a
+    state in which nothing ends it, and so would everybody who calls sync(2).
+
+    :raises DeadlineExceeded: it does not answer. All stays as it is, to be done again when the storage is back.
+
+    Example::
+
+        @hookimpl
+        def check_answers(disk):
+            my_cluster.ping(disk.source, seconds=10)
     """
 
 
@@ -203,6 +219,8 @@ def resize(
     Called with the disk locked. The core refuses to make a disk smaller, does nothing when it has the size already,
     and afterwards checks that image and device have it. Partitions and filesystems are left alone.
 
+    :param image: what this plugin's ``inspect`` returned; ``None`` without it, and while the disk is mapped, when its
+        metadata change all the time.
     :param size: of the disk, bytes; a multiple of 512.
     :param attachment: the device when the disk is mapped, else ``None``.
     :param transports: ``resize(size)`` enlarges what ``attach`` made, image and device.

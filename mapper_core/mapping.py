@@ -306,9 +306,13 @@ class Mapper:
         transports = self._transports(ledger)
         problem: MapperError | None = None
         try:
+            if record.attachment is not None:
+                self.registry.check_answers(record.disk, record.attachment)
             self.registry.unmap(record.disk, record.attachment, transports)
         except DeadlineExceeded:
-            raise  # the storage does not answer: to go on would be to wait for it once more, and perhaps for ever
+            # the storage does not answer: to go on would be to wait for it once more, and perhaps for ever
+            ledger.change()  # so that reconcile knows that nobody wants it any more
+            raise
         except MapperError as error:
             problem = error
         transports.release()  # what the plugin forgot, or all of it when the plugin is gone by now

@@ -157,6 +157,11 @@ class Registry:
         """Ask the disk's plugin to revert its map."""
         self._ask(disk.format, "unmap", disk=disk, attachment=attachment, transports=transports)
 
+    def check_answers(self, disk: Disk, attachment: Attachment) -> None:
+        """Ask the disk's plugin whether its storage answers; without such a hook, or the plugin, it is taken for granted."""
+        if self.can(disk.format, "check_answers"):
+            self._ask(disk.format, "check_answers", disk=disk, attachment=attachment)
+
     def inspect(self, disk: Disk) -> ImageInfo | None:
         """Ask the disk's plugin for the image's header; ``None`` when it has no such hook."""
         from mapper_core.model import ImageInfo

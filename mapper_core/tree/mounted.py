@@ -24,7 +24,7 @@ from mapper_core.errors import (
 from mapper_core.frozen import dataclass, replace
 from mapper_core.linux import beneath, locks, mountinfo, mounts
 from mapper_core.mapping import Mapper
-from mapper_core.model import Access, Disk, IdMap, MapOptions, MappedDisk, Mount, MountPlan
+from mapper_core.model import Access, Attachment, Disk, IdMap, MapOptions, MappedDisk, Mount, MountPlan
 from mapper_core.tree import look, record
 from mapper_core.tree.look import Purpose
 from mapper_core.tree.options import MOUNT_ATTRIBUTES
@@ -185,7 +185,10 @@ def lock(mapper: Mapper, directory: str) -> contextlib.AbstractContextManager[No
 
 
 def dismantle(mapper: Mapper, tree: TreeRecord) -> None:
-    """Take a tree away, however far its maker came."""
+    """Take a tree away, however far its maker came.
+
+    :raises DeadlineExceeded: the storage of its disk does not answer; nothing is changed.
+    """
     with lock(mapper, tree.directory):
         dismantle_locked(mapper, find(mapper, tree.directory))
 
@@ -198,6 +201,8 @@ def dismantle_locked(mapper: Mapper, tree: TreeRecord | None) -> None:
         mapped = None
         if tree.disk_id:
             mapped = disk.enter_context(mapper.releasing(tree.disk_id, user=f"{USER_PREFIX}:{tree.directory}"))
+            if mapped is not None:
+                mapper.registry.check_answers(mapped.disk, Attachment(mapped.device, mapped.transport))
         if tree.boot == mapper.boot:
             _unmount_all(tree.directory, _devices(tree, mapped))
     if tree.own_directory:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from types import ModuleType
 import pytest
 from mapper_driver.lxd.client import LxdClient
 
+from mapper_core.linux import mountinfo
 from mapper_core.mapping import Mapper
 from mapper_core.testing import disks
 from mapper_core.testing.disks import Part
@@ -167,3 +169,40 @@ def test_what_cannot_be_mapped_leaves_nothing(node: Node, images: Images, base: 
     ok(machine.deploy())
     ok(machine.power("cancel"))
     machine.nothing_left()
+
+
+def test_the_cluster_is_away_when_the_machine_ends(
+    lab: Lab,
+    own_cluster: Cluster,
+    systems: ModuleType,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """C-08: the action fails in bounded time, nothing is forced, and the next one finishes when the cluster is back."""
+    node = _node(lab, own_cluster, tmp_path)
+    images = Images(own_cluster)
+    base = _upload_system(images, systems, tmp_path)
+    clone = images.clone(f"{base}@snap", f"{base}-{VM}-0")
+    machine = node.machine(node.rbd_xml(0))
+    ok(machine.deploy())
+    # while it is away, sync(2) waits on this host, whoever calls it: not for longer than this, whatever happens here
+    back = threading.Timer(60, own_cluster.lab, ("resume", "osd"))
+    back.start()
+    try:
+        own_cluster.lab("pause", "osd")
+        started = time.monotonic()
+        done = machine.power("cancel")
+        took = time.monotonic() - started
+        assert back.is_alive(), "it came to an end only because the cluster was there again"
+        mapper = Mapper.open()
+        assert len(mapper.journal.ids()) == 1, done.stderr
+        assert mountinfo.at(f"{mapper.runtime.mounts}/one-{VM}.0")
+    finally:
+        back.cancel()
+        own_cluster.lab("resume", "osd")
+        again = machine.power("cancel")
+    assert done.returncode != 0
+    assert took < 45
+    assert f"{clone}: the cluster did not answer within 10 s" in done.stderr
+    ok(again)
+    machine.nothing_left()
+    assert images.watchers(clone) == images.lockers(clone) == []

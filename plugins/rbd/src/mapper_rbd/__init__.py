@@ -40,13 +40,17 @@ def map(disk: Disk, options: MapOptions, transports: Transports) -> Attachment:
 
 
 @hookimpl
-def unmap(disk: Disk, attachment: Attachment | None, transports: Transports) -> None:
-    """Take away what ``map`` made, unless the cluster is away: then all stays as it is (C-08)."""
+def unmap(transports: Transports) -> None:
+    """Take away what ``map`` made."""
+    transports.release()
+
+
+@hookimpl
+def check_answers(disk: Disk, attachment: Attachment) -> None:
+    """Flush the device, or open the image again: one of them shows that the cluster is there (C-08)."""
     from mapper_rbd import attaching
 
-    if attachment is not None:
-        attaching.check_answers(disk, attachment.device)
-    transports.release()
+    attaching.check_answers(disk, attachment.device)
 
 
 @hookimpl
