@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import time
@@ -259,6 +260,31 @@ def test_limits_of_a_disk(plug: Plug) -> None:
     ok(plug.detach(2))
     assert seen() == ""
     assert "start-host" not in machine.client.instance(machine.name).config["raw.lxc"]
+
+
+def test_a_privileged_container_and_limits_of_its_root(
+    lab: Lab, client: LxdClient, images: ModuleType, tmp_path: Path
+) -> None:
+    """No map of ids; the root lies on a partition, and its whole disk is what is limited."""
+    built = Machine.build(One(tmp_path, lab.socket), client, images, VM)
+    wish = "<LXD_SECURITY_PRIVILEGED>YES</LXD_SECURITY_PRIVILEGED></USER_TEMPLATE>"
+    xml = built.xml.replace("</USER_TEMPLATE>", wish).replace(
+        "</DISK>", "<WRITE_IOPS_SEC>700</WRITE_IOPS_SEC></DISK>", 1
+    )
+    machine = dataclasses.replace(built, xml=xml)
+    ok(machine.deploy())
+    plug = Plug(machine)
+    device = limits.device_of(Mapper.open(), machine.name, 0)
+    assert device is not None and device != machine.seen()["/"][0]
+    group = cgroups.group_of("io", machine.client.state(machine.name).pid)
+    file = "io.max" if group.version is cgroups.Version.V2 else "blkio.throttle.write_iops_device"
+    assert any(line.startswith(f"{device[0]}:{device[1]} ") and "700" in line for line in group.read(file).splitlines())
+    ok(plug.attach(2, plug.make(2, kind="qcow2")))
+    assert machine.inside("stat", "-c", "%u:%g", "/media/2/number") == "0:0\n"
+    assert machine.inside("cat", "/proc/self/uid_map").split()[1] == "0"
+    ok(plug.detach(2))
+    ok(machine.power("cancel"))
+    machine.nothing_left()
 
 
 def test_a_container_that_does_not_run(plug: Plug) -> None:

@@ -176,12 +176,20 @@ def test_less_memory_than_the_guest_uses(plug: Plug) -> None:
 
 
 def test_a_resize_that_the_daemon_refuses_half_way(plug: Plug) -> None:
-    """The kernel accepts the memory, LXD does not accept the number of processors: the memory is set back."""
+    """Processors are changed, then LXD cannot set the memory: the processors are set back, which LXD itself does not do."""
+    machine = plug.machine
+    lxdrc = machine.one.directory / "lxdrc"
+    lxdrc.write_text(lxdrc.read_text() + ":security:\n  :raw_allow: [limits.memory]\n")
+    machine.inside("sh", "-c", "mkdir /m; mount -t tmpfs none /m; dd if=/dev/zero of=/m/x bs=1M count=40")
     before, state = limits(plug), plug.state()
-    done = resized(plug, 256, 0.9, 60000)
-    if done.returncode:
+    raw = "<RAW><TYPE>lxd</TYPE><DATA>limits.memory=8MiB</DATA></RAW><VMID>"
+    changed = machine.xml.replace("<VMID>", raw, 1).replace("<CPU>0.5", "<CPU>0.9", 1).replace("<VCPU>1", "<VCPU>2", 1)
+    data = f"<VMM_DRIVER_ACTION_DATA><HOST>node</HOST>{changed}</VMM_DRIVER_ACTION_DATA>"
+    done = machine.one.run("resize", machine.name, str(VM), "node", xml=data)
+    if cgroups.group_of("memory", machine.client.state(machine.name).pid).version is cgroups.Version.V1:
         assert done.returncode == 13, done
         assert (limits(plug), plug.state()) == (before, state)
+        _processors(plug, 1)
     ok(resized(plug, 256, 0.9, 1))
     assert limits(plug)[0] == 256 << 20
 
