@@ -127,6 +127,7 @@ def _resize_mapped(mapper: Mapper, disk: Disk, record: Record, size: int) -> Non
     present = _device_size(device)
     _refuse_to_shrink(disk, max(present, record.resize_to), size)
     if size != present or size != record.size or record.resize_to:
+        _refuse_to_lose_the_table(record)
         mapper.journal.write(begun := dataclasses.replace(record, resize_to=size))
         try:
             mapper.registry.resize(record.disk, None, size, record.attachment, mapper.transports_of(begun))
@@ -140,6 +141,23 @@ def _resize_mapped(mapper: Mapper, disk: Disk, record: Record, size: int) -> Non
             )
         record = dataclasses.replace(begun, size=size, resize_to=0)
         mapper.journal.write(reread(mapper, record))
+
+
+def _refuse_to_lose_the_table(record: Record) -> None:
+    """A GPT whose primary is damaged lives on by its backup, which is only found in the last sector of the disk."""
+    assert record.attachment is not None
+    assert record.table is not None
+    if record.table.scheme != "gpt" or record.resize_to:
+        return
+    from mapper_core.partitions import gpt, nodes
+
+    with nodes.reader(record.attachment.device) as reader:
+        if gpt.read_header(reader.read, reader.size, record.table.sector_size, 1) is None:
+            raise Refused(
+                "its primary GPT is damaged, and its backup would not be found on a larger disk",
+                subject=record.disk.source,
+                hint="repair the table first, for example with gdisk",
+            )
 
 
 def reread(mapper: Mapper, record: Record) -> Record:

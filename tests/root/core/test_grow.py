@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from mapper_core import capabilities
-from mapper_core.errors import BadPartitionTable, NeedsRoot, NoRoomToGrow, NotFound, NotSupported, ReadOnlyImage
+from mapper_core.errors import (
+    BadPartitionTable,
+    NeedsRoot,
+    NoRoomToGrow,
+    NotFound,
+    NotSupported,
+    ReadOnlyImage,
+    Refused,
+)
 from mapper_core.grow import Grown, grow
 from mapper_core.linux import block
 from mapper_core.mapping import Mapper
@@ -227,6 +235,11 @@ def test_a_damaged_primary_table_is_not_written(mapper: Mapper, tmp_path: Path) 
     before = path.read_bytes()
     with pytest.raises(BadPartitionTable, match="primary GPT is damaged"):
         grow(mapper, _disk(path), 2)
+    assert path.read_bytes() == before
+    mapper.map(_disk(path), RW, user="t")
+    with pytest.raises(Refused, match="primary GPT is damaged"):
+        capabilities.resize(mapper, _disk(path), capabilities.size_of(mapper, _disk(path)) + MIB)
+    mapper.unmap(str(path), user="t")
     assert path.read_bytes() == before
 
 

@@ -26,6 +26,8 @@ RECORD = Record(
     size=512,
     table=PartitionTable("gpt", 512, (Partition(1, 1024, 512, "t", "u", "l", "/dev/loop0p1"),), "disk", ("odd",)),
     users=("cli", "tree:/mnt"),
+    resize_to=1024,
+    snapshot="before",
 )
 
 
@@ -34,6 +36,16 @@ def test_a_record_survives_the_way_to_the_disk_and_back(tmp_path: Path) -> None:
     journal.write(RECORD)
     assert journal.read("f-1-2") == RECORD
     assert journal.records() == (RECORD,)
+
+
+def test_a_record_from_before_an_upgrade_is_read(tmp_path: Path) -> None:
+    journal = Journal(str(tmp_path))
+    journal.write(RECORD)
+    path = tmp_path / "f-1-2.json"
+    data = json.loads(path.read_text())
+    del data["resize_to"], data["snapshot"]
+    path.write_text(json.dumps(data))
+    assert journal.read("f-1-2") == dataclasses.replace(RECORD, resize_to=0, snapshot="")
 
 
 def test_a_fresh_record_has_nothing_but_the_intent(tmp_path: Path) -> None:
