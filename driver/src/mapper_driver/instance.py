@@ -23,8 +23,8 @@ from .raw import RAW_LXC, parse_raw
 STATUS_KEY = "user.one_status"
 """Set to ``0`` while an action works on the container, so that the probes leave it out; removed at its end."""
 SIZE_KEYS = ("limits.cpu.allowance", "limits.cpu", "limits.memory")
-"""What follows from OpenNebula's ``CPU``, ``VCPU`` and ``MEMORY``, and can change while the container runs. The last is the one that
-the kernel may refuse."""
+"""What follows from OpenNebula's ``CPU``, ``VCPU`` and ``MEMORY``, and can change while the container runs. The last is the one
+that the kernel may refuse."""
 
 
 @dataclass(frozen=True, slots=True)
