@@ -158,7 +158,7 @@ def _devices_on_top(directory: str, devices: dict[int, str]) -> Iterator[Holder]
     for name in devices.values():
         path = directory if name == disk else f"{directory}/{name}"
         for on_top in _names(f"{path}/holders"):
-            yield Holder(HolderKind.DEVICE, name, target=on_top)
+            yield Holder(HolderKind.DEVICE, name, target=_label(on_top))
     # A loop device does not register itself as a holder of the device below it.
     for name in _names("/sys/block"):
         if not name.startswith("loop"):
@@ -169,6 +169,14 @@ def _devices_on_top(directory: str, devices: dict[int, str]) -> Iterator[Holder]
             continue
         if number in devices:
             yield Holder(HolderKind.DEVICE, devices[number], target=name)
+
+
+def _label(name: str) -> str:
+    """How people know a device: device-mapper's ``dm-0`` by what stands in ``/dev/mapper``."""
+    try:
+        return f"/dev/mapper/{block.read_attribute(f'/sys/block/{name}/dm/name')}"
+    except OSError:
+        return name
 
 
 def _swaps(devices: dict[int, str]) -> Iterator[Holder]:

@@ -17,7 +17,7 @@ from mapper_core.frozen import dataclass, replace
 from mapper_core.linux import blkpg, block, loop
 from mapper_core.model import PartitionTable
 from mapper_core.partitions.reader import FIRST, TAIL, ReadAt, file_reader
-from mapper_core.resources import LoopResource, Resource
+from mapper_core.resources import LoopResource, NbdResource, Resource
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +98,11 @@ def is_attached(device: str, resources: tuple[Resource, ...]) -> bool:
         if isinstance(resource, LoopResource):
             status = loop.status(device)
             return status is not None and status.tag == resource.tag
+        if isinstance(resource, NbdResource):
+            from mapper_core.transports import nbd
+
+            if resource.device == device:
+                return nbd.is_ours(resource)
     return has_medium(device)
 
 
