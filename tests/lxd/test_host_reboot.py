@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -73,6 +75,16 @@ class Host:
         said = self.driver("boot") if unit else ""
         self._daemons.start_daemon(lab, False, "")
         return said
+
+    def kill_daemon(self) -> None:
+        """Its containers live on."""
+        lab = self._models.Lab.load(self.lab.directory, self._models.PRODUCTS[self.lab.product])
+        os.kill(lab.pid, signal.SIGKILL)
+        assert self._daemons.ended(lab.pid, 10)
+
+    def start_daemon(self) -> None:
+        lab = self._models.Lab.load(self.lab.directory, self._models.PRODUCTS[self.lab.product])
+        self._daemons.start_daemon(lab, False, "")
 
     def driver(self, *argv: str) -> str:
         done = subprocess.run(
@@ -201,3 +213,34 @@ def test_an_image_that_is_gone_is_said_and_stops_no_other(host: Host) -> None:
     os.rename(host.one.vm_dir(45) / "elsewhere", host.one.vm_dir(45) / "disk.1")
     ok(lost.deploy(**host.state))
     assert lost.inside("cat", "/data/hello") == "world"
+
+
+def test_the_daemon_dies_in_the_middle_of_each_action_and_the_next_call_works(host: Host) -> None:
+    """What was under way fails with the reason; when the daemon is back, the same call succeeds."""
+    machine = host.machine(47)
+    options = f"datastore_location: {host.one.directory}/datastores\nsave: {{suspend: freeze, stop: shutdown}}\n"
+    (host.one.directory / "lxdrc").write_text(options, encoding="utf-8")
+    ok(machine.deploy(**host.state))
+    calls = {
+        "reset": lambda: machine.power("reset", **host.state),
+        "save": lambda: machine.about_to(5).save(**host.state),
+        "restore": lambda: machine.restore(**host.state),
+        "suspend": lambda: machine.about_to(6).save(**host.state),
+        "resume": lambda: machine.restore(**host.state),
+        "poll": lambda: machine.power("poll", **host.state),
+        "shutdown": lambda: machine.power("shutdown", **host.state),
+    }
+    for name, call in calls.items():
+        with ThreadPoolExecutor(1) as pool:
+            under_way = pool.submit(call)
+            time.sleep(0.9)  # the moment does not matter: before, in or after the work of the daemon
+            host.kill_daemon()
+            first = under_way.result()
+        assert "Traceback" not in first.stderr and "internal error" not in first.stderr, (name, first.stderr)
+        assert first.returncode in (0, 9, 11, 12, 13, 14), (name, first.stderr)
+        host.start_daemon()
+        machine = machine.on(host.one, host.client)
+        ok(call())
+        if name in ("reset", "restore", "resume"):
+            assert machine.all_disks(), name
+    machine.nothing_left()
