@@ -10,8 +10,6 @@ import pytest
 from mapper_driver.lxd.client import LxdClient
 from mapper_driver.lxd.model import Status
 
-from mapper_core.linux import namespaces
-
 from .conftest import Lab
 from .machine import Machine, ok
 from .one import One
@@ -32,9 +30,7 @@ def wild(lab: Lab, client: LxdClient, images: ModuleType, tmp_path: Path) -> Ite
     """A container made with the daemon's own client, with its files in the daemon's storage."""
     made = lab.lxc("init", "--empty", "by-hand")
     assert made.returncode == 0, made.stderr
-    rootfs = client.rootfs(client.instance("by-hand"))
-    with namespaces.in_mount_namespace(client.daemon_pid()):
-        images.write_system(rootfs)
+    images.write_system(f"/proc/{client.daemon_pid()}/root{client.rootfs(client.instance('by-hand'))}")
     client.start("by-hand")
     one = One(tmp_path, lab.socket)
     xml = one.vm_xml(61, "", deployed=True).replace("one-61", "by-hand")
