@@ -47,9 +47,17 @@ class Wheelhouse:
 
 @pytest.fixture(scope="session")
 def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Wheelhouse:
-    """Build in a copy, as a release would be: no build directory or cache of the working tree gets into it."""
-    directory = tmp_path_factory.mktemp("wheelhouse")
-    sources = tmp_path_factory.mktemp("sources") / "tree"
+    """The wheels, and those that they need to run."""
+    return build_wheelhouse(tmp_path_factory.mktemp("wheelhouse"), tmp_path_factory.mktemp("sources") / "tree")
+
+
+def build_wheelhouse(directory: Path, sources: Path, *others: str) -> Wheelhouse:
+    """Build in a copy, as a release would be: no build directory or cache of the working tree gets into it.
+
+    :param directory: for the wheels.
+    :param sources: where the copy is for a while.
+    :param others: more distributions to have there.
+    """
     ignored = shutil.ignore_patterns(".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", ".mapper-lab", "dist")
     shutil.copytree(ROOT, sources, ignore=ignored, symlinks=True)
     wheels = {}
@@ -59,5 +67,5 @@ def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Wheelhouse:
         [wheels[name]] = directory.glob(f"{name.replace('-', '_')}-*.whl")
     shutil.rmtree(sources)
     download = (sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--dest", directory)
-    run(*download, "--find-links", directory, "--constraint", ROOT / "constraints.txt", *wheels.values())
+    run(*download, "--find-links", directory, "--constraint", ROOT / "constraints.txt", *wheels.values(), *others)
     return Wheelhouse(directory, wheels)
