@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from mapper_rbd import attaching, cluster, conffile, host, names
+from mapper_rbd import attaching, cluster, conffile, host, names, session
 from mapper_rbd.cluster import Cluster
 from mapper_rbd.names import VolumeName
 
@@ -96,6 +96,22 @@ def test_nothing_says_where_the_cluster_is(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(UsageError, match="where the cluster is"):
         _ = Cluster().conf_file
     assert Cluster(mon_host="mon1").conf_file == ""
+
+
+@pytest.mark.parametrize(
+    ("addresses", "found"),
+    [
+        ("", ()),
+        ("127.0.0.1:6789", ()),
+        ("[v2:127.0.0.1:40789,v1:127.0.0.1:40790]", ()),
+        ("[v2:127.0.0.1:40789/0,v1:127.0.0.1:40790/0]", ()),
+        ("mon1 mon2:6789", ("mon1", "mon2")),
+        ("v2:a.example:3300;b", ("a.example", "b")),
+        ("[fd00::1]:6789, fd00::2", ()),
+    ],
+)
+def test_the_names_of_monitors(addresses: str, found: tuple[str, ...]) -> None:
+    assert session.monitor_names(addresses) == found
 
 
 def test_a_libvirt_secret_is_a_key_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -198,7 +198,14 @@ def publish(volume: Volume, claim: Claim, before: frozenset[str]) -> None:
 
 
 def release(volume: Volume, claim: Claim) -> None:
-    """Give back the locks of a claim, whichever connection took them. What is not there is released."""
+    """Give back the locks of a claim, whichever connection took them. What is not there is released.
+
+    A client that was killed has not said goodbye: the image cannot be removed, and nobody else can have it, until the cluster
+    forgets its watch. That is waited for.
+    """
+    own = {locker.description for locker in info(volume, CLIENT_LOCK).lockers if locker.cookie == claim.cookie}
+    if own & watchers(volume):
+        wait_for_dead(volume)
     for lock in (CLIENT_LOCK, LOCK):
         for locker in info(volume, lock).lockers:
             if locker.cookie == claim.cookie:

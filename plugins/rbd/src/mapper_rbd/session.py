@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -99,6 +100,7 @@ def connect(name: VolumeName, cluster: Cluster) -> Iterator[Session]:
             timeouts = ((option, str(cluster.timeout)) for option in _TIMEOUTS)
             for option, value in (*_QUIET, *timeouts, *cluster.overrides()):
                 client.conf_set(option, value)
+            check_monitors(str(client.conf_get("mon_host") or ""))
             client.connect()
         with translated(str(name), cluster):
             try:
@@ -173,6 +175,33 @@ def translated(subject: str, cluster: Cluster) -> Iterator[None]:
         raise typed(error, subject, cluster) from error
 
 
+def check_monitors(addresses: str) -> None:
+    """Make sure that the names of all monitors have addresses: librados gives up at the first that has none, and prints that.
+
+    :param addresses: the option ``mon_host``: names or numbers, with ports and protocols or without.
+    :raises UsageError: naming the one that has none.
+    """
+    import socket
+
+    for name in monitor_names(addresses):
+        try:
+            socket.getaddrinfo(name, None)
+        except OSError as error:
+            raise UsageError(
+                f"the address of the monitor {name} is not known: {error.strerror}",
+                subject="mon_host",
+                hint="check the name, or write its address",
+            ) from error
+
+
+def monitor_names(addresses: str) -> tuple[str, ...]:
+    """Return the names of hosts in a list of monitors; what is a number needs no name."""
+    bare = re.sub(r"\bv[12]:|/\d+", "", addresses)
+    words = (word.strip("[]") for word in re.split(r"[\s,;]+", bare))
+    names = (word if word.count(":") > 1 else word.partition(":")[0] for word in words)
+    return tuple(name for name in names if re.search(r"[A-Za-z]", name) and name.count(":") < 2)
+
+
 def number_of(error: Exception) -> int:
     """The errno of an error of librados or librbd; 0 when it has none."""
     return abs(int(getattr(error, "errno", 0) or 0))
@@ -234,4 +263,8 @@ def _connecting(cluster: Cluster, conf: str) -> Iterator[None]:
                 subject=who,
                 hint=f"compare the key with: ceph auth get {who}",
             ) from error
-        raise UsageError(f"the cluster cannot be reached with this configuration: {error}", subject=conf) from error
+        raise UsageError(
+            f"the cluster cannot be reached with this configuration: {error}",
+            subject=conf,
+            hint=f"try: ceph --conf {conf} --id {cluster.user} -s",
+        ) from error
