@@ -96,8 +96,10 @@ class _Twin:
             if name == "__dataclass_fields__":
                 # what replace() and asdict() need, without a compiled method
                 self._known[name] = self._make(init=False, repr=False, eq=False).__dataclass_fields__
-            elif name in ("__dataclass_params__", "__init__"):
-                self._known[name] = getattr(self._make(frozen=True), name)
+            elif name == "__init__":
+                self._known[name] = self._make(frozen=True, repr=False, eq=False).__init__
+            elif name == "__dataclass_params__":
+                self._known[name] = self._make(frozen=True).__dataclass_params__
             else:
                 import inspect
 
