@@ -22,6 +22,8 @@ _XFS_IOC_FSGEOMETRY_V1 = 0x80705864  # fs/xfs/libxfs/xfs_fs.h
 _XFS_IOC_FSGROWFSDATA = 0x4010586E
 _BTRFS_IOC_RESIZE = 0x50009403  # include/uapi/linux/btrfs.h
 _BTRFS_IOC_FS_INFO = 0x8400941F
+#: Less is EINVAL (fs/btrfs/ioctl.c, btrfs_ioctl_resize(), Linux 6.18), bytes.
+_BTRFS_MIN_RESIZE = 256 << 20
 
 _CAP_SYS_RESOURCE = 24  # include/uapi/linux/capability.h
 
@@ -48,7 +50,7 @@ def grow(fd: int, kind: str, size: int, device: str) -> None:
         if kind == "xfs":
             _grow_xfs(fd, size)
         elif kind == "btrfs":
-            _grow_btrfs(fd, device)
+            _grow_btrfs(fd, size, device)
         else:
             fcntl.ioctl(fd, _EXT4_IOC_RESIZE_FS, struct.pack("=Q", size // os.fstatvfs(fd).f_bsize))
     except OSError as error:
@@ -71,11 +73,17 @@ def _grow_xfs(fd: int, size: int) -> None:
         fcntl.ioctl(fd, _XFS_IOC_FSGROWFSDATA, struct.pack("=QI4x", wanted, inodes_percent))
 
 
-def _grow_btrfs(fd: int, device: str) -> None:
+def _grow_btrfs(fd: int, size: int, device: str) -> None:
     answer = fcntl.ioctl(fd, _BTRFS_IOC_FS_INFO, bytes(1024))
     largest_id, devices = struct.unpack_from("=QQ", answer)
     if devices != 1:
         raise NotSupported(f"the btrfs filesystem spans {devices} devices", subject=device)
+    if size < _BTRFS_MIN_RESIZE:
+        raise NotSupported(
+            f"btrfs cannot be enlarged to less than {_BTRFS_MIN_RESIZE >> 20} MiB, the partition has {size >> 20}",
+            subject=device,
+            hint="make the disk larger",
+        )
     # struct btrfs_ioctl_vol_args: what to do as text, "DEVICE-ID:SIZE"; ids only grow, so the only device has the largest
     fcntl.ioctl(fd, _BTRFS_IOC_RESIZE, bytearray(struct.pack("=q4088s", 0, b"%d:max" % largest_id)))
 

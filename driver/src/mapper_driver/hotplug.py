@@ -17,7 +17,7 @@ from mapper_driver.session import identify, open_node
 
 
 def add(given: Common, document: Document, config: Config, log: Log) -> tuple[str, float]:
-    """``attach_disk``, ``attach_nic``, ``reconfigure`` and ``resize``: they need the whole description."""
+    """``attach_disk``, ``attach_nic``, ``reconfigure``, ``resize``, ``resize_disk``: they need the whole description."""
     vm = parse_vm(document, config.datastore_location, config.default_format)
     check_same_machine(given, vm)
     return _act(given, vm, config, log)

@@ -10,9 +10,10 @@ import contextlib
 import dataclasses
 import functools
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mapper_core.errors import DeviceBusy, NotSupported, UnknownFilesystem
+from mapper_core.errors import DeviceBusy, MapperError, NotSupported, UnknownFilesystem
 from mapper_core.linux import mountinfo
 from mapper_core.mapping import Mapper
 from mapper_core.model import Access, IdMap, MapOptions
@@ -95,7 +96,8 @@ class Storage:
             if made:
                 self.log.info(f"disk {disk.id}: made a filesystem ({made})")
         try:
-            staged = self._mount(request, disk)
+            with self._grown(request, disk):
+                staged = self._mount(request, disk)
         except UnknownFilesystem:
             if disk.kind is not DiskKind.CDROM:
                 raise
@@ -174,6 +176,32 @@ class Storage:
             if was_lent and mountinfo.at(tree.directory):
                 lending.lend(tree.directory, self.daemon_pid)
             raise
+
+    @contextlib.contextmanager
+    def _grown(self, request: TreeRequest, disk: VmDisk) -> Iterator[None]:
+        """Before a disk is mounted that OpenNebula has made larger than its image, let what is on it grow; that it cannot is no
+        reason not to mount it (P-12, P-14). Nothing grows otherwise.
+        """
+        if not disk.is_enlarged or disk.read_only:
+            yield
+            return
+        from mapper_driver import growth
+
+        user = f"{mounted.USER_PREFIX}:{request.directory}"  # the tree's own: the device stays until that holds it
+        with contextlib.ExitStack() as undo:
+            mapped = self.mapper.map(request.disk, request.options, user=user)
+            undo.callback(self.mapper.unmap, mapped.id, user=user)
+            try:
+                said = growth.describe(growth.grow_before_mount(self.mapper, mapped, request))
+            except MapperError as error:
+                self.log.warning(
+                    f"disk {disk.id} is larger than its image was, but what is on it stays as it is: {error}"
+                )
+            else:
+                if said:
+                    self.log.info(f"disk {disk.id}: {said}")
+            yield
+            undo.pop_all()
 
     def _mount(self, request: TreeRequest, disk: VmDisk) -> Staged:
         try:

@@ -92,6 +92,13 @@ class VmDisk:
     attach: bool = False
     resize: bool = False
 
+    @property
+    def is_enlarged(self) -> bool:
+        """Whether its owner has asked for more than its image had, when it was instantiated or later."""
+        return (
+            self.size_mib is not None and self.original_size_mib is not None and self.size_mib > self.original_size_mib
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Nic:
