@@ -62,13 +62,13 @@ RC_START = """\
 [ -s /etc/hostname ] && hostname -F /etc/hostname 2>/dev/null
 ip link set lo up 2>/dev/null
 echo "boot $(cat /proc/sys/kernel/random/uuid)" >>/var/log/boots
-sync
+sync -f /var/log/boots  # not all filesystems: those of the host are none of its business
 """
 
 RC_STOP = """\
 #!/bin/sh
 echo "shutdown" >>/var/log/boots
-sync
+sync -f /var/log/boots
 """
 
 

@@ -184,6 +184,20 @@ def lock(mapper: Mapper, directory: str) -> contextlib.AbstractContextManager[No
     return locks.try_lock_of(path, lambda: os.path.exists(record.path_of(mapper.runtime.trees, directory)))
 
 
+def check_answers(mapper: Mapper, tree: TreeRecord) -> None:
+    """Make sure that the storage of a tree's disk is there: who uses it when it is not, waits in a state that nothing ends.
+
+    :raises DeadlineExceeded: it does not answer.
+    """
+    mapped = mapper.find(tree.disk_id) if tree.disk_id else None
+    if mapped is not None:
+        _check_answers(mapper, mapped)
+
+
+def _check_answers(mapper: Mapper, mapped: MappedDisk) -> None:
+    mapper.registry.check_answers(mapped.disk, Attachment(mapped.device, mapped.transport))
+
+
 def dismantle(mapper: Mapper, tree: TreeRecord) -> None:
     """Take a tree away, however far its maker came.
 
@@ -202,7 +216,7 @@ def dismantle_locked(mapper: Mapper, tree: TreeRecord | None) -> None:
         if tree.disk_id:
             mapped = disk.enter_context(mapper.releasing(tree.disk_id, user=f"{USER_PREFIX}:{tree.directory}"))
             if mapped is not None:
-                mapper.registry.check_answers(mapped.disk, Attachment(mapped.device, mapped.transport))
+                _check_answers(mapper, mapped)
         if tree.boot == mapper.boot:
             _unmount_all(tree.directory, _devices(tree, mapped))
     if tree.own_directory:

@@ -77,7 +77,7 @@ def test_suspend_by_freezing_keeps_memory_and_disks(machine: Machine) -> None:
 def test_a_frozen_container_that_was_lost_starts_anew_and_that_is_said(machine: Machine) -> None:
     """The host was booted, or somebody stopped it: the memory is gone, what was on the disks is not."""
     allow(machine.one, suspend="freeze")
-    machine.inside("sh", "-c", "echo kept > /data/kept; sync")
+    machine.inside("sh", "-c", "echo kept > /data/kept; sync -f /data/kept")
     ok(machine.about_to(SAVE_SUSPEND).save())
     machine.client.stop(machine.name)
     done = machine.restore(host="other")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from mapper_core.errors import MapperError
 from mapper_core.mapping import Mapper
+from mapper_core.tree import mounted
 from mapper_driver import inventory, iolimits
 from mapper_driver.errors import InstanceNotFound, InstanceNotRunning
 from mapper_driver.iolimits import Limits
@@ -32,6 +33,17 @@ class Node:
     def storage(self, container: str) -> Storage:
         """The disks of a container."""
         return Storage(self.mapper, container, self.config, self.log, self.client.daemon_pid())
+
+    def check_storage(self, container: str) -> None:
+        """Make sure that the storage of a container's disks is there, before its processes are ended: one that waits for it
+        cannot be.
+
+        :raises DeadlineExceeded: it does not answer.
+        """
+        owner = self.storage(container).owner
+        for tree in mounted.records(self.mapper):
+            if tree.owner == owner:
+                mounted.check_answers(self.mapper, tree)
 
     def remove(self, container: str) -> None:
         """Remove a stopped container and take its disks back. Whatever is gone already is fine.

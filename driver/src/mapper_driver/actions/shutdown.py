@@ -31,7 +31,9 @@ def end(container: str, stop: Stop, node: Node) -> None:
     """Stop a container, as hard as asked for. Nothing happens when it is stopped.
 
     :raises InstanceNotFound: there is none.
+    :raises DeadlineExceeded: the storage of a disk does not answer; nothing was done.
     """
+    node.check_storage(container)
     if stop is Stop.HARD:
         node.client.stop(container)
         return
