@@ -228,6 +228,17 @@ def memory(bench: Bench) -> Iterator[Result]:
     )
 
 
+def rbd(bench: Bench) -> Iterator[Result]:
+    """An RBD image through Mapper, against ``qemu-img bench`` and ``rbd bench`` of the same image on the same cluster."""
+    import rbd_images
+
+    for work, mine, qemu, ceph in rbd_images.compare(max(3, bench.repeat // 3), take_turns):
+        note = f"{milliseconds(mine)} / {milliseconds(qemu)}; rbd bench {milliseconds(ceph)}, ratio {mine / ceph:.2f}"
+        yield Result(f"RBD, {work.name}, Mapper / qemu-img bench", mine / qemu, "x", work.limit, note)
+    there_and_back = rbd_images.map_and_unmap(max(3, bench.repeat))
+    yield Result("RBD, map and unmap", there_and_back * 1000, "ms", 500, "median")
+
+
 def _processes() -> dict[int, str]:
     found = {}
     for name in os.listdir("/proc"):
@@ -252,6 +263,7 @@ BENCHMARKS: dict[str, Callable[[Bench], Iterator[Result]]] = {
     "hundred": hundred,
     "deploy": deploy,
     "memory": memory,
+    "rbd": rbd,
 }
 
 
