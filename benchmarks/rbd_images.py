@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 LAB = Path(__file__).parents[1] / "labs" / "ceph"
@@ -146,11 +147,7 @@ def compare(repeat: int, take_turns: Callable[..., list[float]]) -> Iterator[tup
                 mapper.unmap(mapped.id, user="bench")
 
         for work in WORKS:
-            sides = (
-                lambda work=work: ours(work),  # type: ignore[misc]
-                lambda work=work: by_qemu(cluster, work),  # type: ignore[misc]
-                lambda work=work: by_rbd(cluster, work),  # type: ignore[misc]
-            )
+            sides = (partial(ours, work), partial(by_qemu, cluster, work), partial(by_rbd, cluster, work))
             mine, qemu, rbd = take_turns(repeat, *sides)
             yield work, mine, qemu, rbd
 

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -221,7 +221,7 @@ def test_the_daemon_dies_in_the_middle_of_each_action_and_the_next_call_works(ho
     options = f"datastore_location: {host.one.directory}/datastores\nsave: {{suspend: freeze, stop: shutdown}}\n"
     (host.one.directory / "lxdrc").write_text(options, encoding="utf-8")
     ok(machine.deploy(**host.state))
-    calls = {
+    calls: dict[str, Callable[[], subprocess.CompletedProcess[str]]] = {
         "reset": lambda: machine.power("reset", **host.state),
         "save": lambda: machine.about_to(5).save(**host.state),
         "restore": lambda: machine.restore(**host.state),

@@ -55,10 +55,10 @@ def test_bridges_that_containers_cannot_use() -> None:
     ],
 )
 def test_bandwidth(bandwidth: dict[str, int], limits: dict[str, str], warning: str) -> None:
-    device = nic_device(nic(**bandwidth))
+    device = nic_device(nic("", **bandwidth))
     assert {key: value for key, value in device.items() if key.startswith("limits.")} == limits
-    assert warning in "".join(nic_warnings(nic(**bandwidth)))
-    assert bool(nic_warnings(nic(**bandwidth))) is bool(warning)
+    assert warning in "".join(nic_warnings(nic("", **bandwidth)))
+    assert bool(nic_warnings(nic("", **bandwidth))) is bool(warning)
 
 
 def test_open_vswitch_does_not_keep_limits() -> None:
