@@ -64,7 +64,7 @@ def up(directory: str, product: Product, private_mounts: bool) -> int:
         keep = tuple(path for path in traces.of_liblxc(lab) if os.path.isdir(path))
         mount_cgroups = not traces.cgroup_mounts()
         bridge = "mlab" + hashlib.sha256(directory.encode()).hexdigest()[:8]  # IFNAMSIZ: 15 characters
-        lab = replace(lab, bridge=bridge, cgroup_mounted=mount_cgroups, keep=keep)
+        lab = replace(lab, bridge=bridge, cgroup_mounted=mount_cgroups, tree=tree, keep=keep)
         lab.save()
         if mount_cgroups:
             run("mount", "-t", "cgroup2", "none", traces.CGROUP_ROOT)
@@ -75,7 +75,7 @@ def up(directory: str, product: Product, private_mounts: bool) -> int:
             print(f"no network bridge, containers get no NIC: {error}", file=sys.stderr)
             lab = replace(lab, bridge="")
             lab.save()
-        lab = daemons.start_daemon(lab, private_mounts, tree)
+        lab = daemons.start_daemon(lab, private_mounts)
         daemons.request(lab, "POST", "/1.0/storage-pools", {"name": "default", "driver": "dir"})
         root = {"type": "disk", "path": "/", "pool": "default"}
         daemons.request(lab, "PATCH", "/1.0/profiles/default", {"devices": {"root": root}})
@@ -175,7 +175,8 @@ def build() -> int:
 
 def clean() -> int:
     """Remove the cached tree, unless a lab runs in it."""
-    users = daemons.running(INCUS)
+    labs = (Lab.load(os.path.dirname(home), INCUS) for home in daemons.running(INCUS))
+    users = [lab.dir for lab in labs if lab is not None and os.path.dirname(lab.tree) == debian13.CACHE]
     if users:
         raise LabError(f"a lab of labs/incus runs: {', '.join(users)}")
     debian13.clean()

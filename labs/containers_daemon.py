@@ -20,6 +20,7 @@ from containers_model import MARKER, Lab, Product
 
 START_SECONDS = 60.0
 STOP_SECONDS = 90.0
+ROUNDS = 3  # a monitor that loses its container starts hooks; the script that starts a daemon becomes the daemon
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 # --- processes ----------------------------------------------------------------------------------------
@@ -107,19 +108,18 @@ def kill_left_over(lab: Lab) -> None:
     Hooks of LXC outlive a monitor that is killed. They may be about to mount something, so nothing is unmounted before they have
     ended, which takes less than a second.
     """
-    for _ in range(2):  # the script that starts a daemon may have become the daemon meanwhile
-        ours, _ = marked(lab)
+    for _ in range(ROUNDS):
+        ours, others = marked(lab)
+        if not ours and not others:
+            return
         for group in (inits(ours), ours):
             for pid in group:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             for pid in group:
                 ended(pid, 10.0)
-        others = marked(lab)[1]
-        for pid in others:
+        for pid in marked(lab)[1]:
             ended(pid, 5.0)
-        if not others:
-            return
 
 
 # --- the daemon's API ---------------------------------------------------------------------------------
@@ -169,25 +169,25 @@ def socket_owner(lab: Lab) -> int:
 # --- start and stop -----------------------------------------------------------------------------------
 
 
-def start_daemon(lab: Lab, private_mounts: bool, tree: str) -> Lab:
+def start_daemon(lab: Lab, private_mounts: bool) -> Lab:
     """Start the daemon and return when its API answers.
 
     All programs on the way there replace each other by exec, so the pid is the daemon's.
 
-    :param private_mounts: it gets a mount namespace of its own, as the snap's LXD has.
-    :param tree: what it has as root directory, in a namespace of its own too; empty: what we have.
+    :param private_mounts: it gets a mount namespace of its own, as the snap's LXD has. One with a root directory of its own has
+        one always.
     """
     argv = [lab.product.daemon, "--group", "root"]
-    if tree:
-        argv = ["/bin/sh", f"{HERE}/debian13.sh", tree, lab.dir, *argv]
-    if tree or private_mounts:
+    if lab.tree:
+        argv = ["/bin/sh", f"{HERE}/debian13.sh", lab.tree, lab.dir, *argv]
+    if lab.tree or private_mounts:
         argv = ["unshare", "--mount", "--propagation", "private", "--", *argv]
     with open(lab.log_file, "ab") as log:
         daemon = subprocess.Popen(
             argv,
             env=lab.environment,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE if tree else log,
+            stdout=subprocess.PIPE if lab.tree else log,
             stderr=log,
             start_new_session=True,
             cwd="/",

@@ -50,6 +50,7 @@ class Lab:
     :param starttime: field 22 of /proc/PID/stat: makes the pid unmistakable.
     :param bridge: the network bridge that was created; empty when the kernel has none.
     :param cgroup_mounted: whether `up` mounted cgroup2, because the machine had no cgroups at all.
+    :param tree: what the daemon has as root directory; empty: what we have.
     :param keep: paths below /run/lxc and the cgroups that were there before, and stay.
     """
 
@@ -59,6 +60,7 @@ class Lab:
     starttime: int = 0
     bridge: str = ""
     cgroup_mounted: bool = False
+    tree: str = ""
     keep: tuple[str, ...] = ()
 
     @property

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import time
 from collections.abc import Iterator
 
 from common import LabError, run
 from containers_model import Lab
 
 CGROUP_ROOT = "/sys/fs/cgroup"
+REMOVE_SECONDS = 2.0
 
 
 def mounts_below(directory: str) -> list[str]:
@@ -52,11 +55,31 @@ def of_liblxc(lab: Lab) -> Iterator[str]:
 
 
 def remove_cgroups(containers: list[str]) -> None:
-    """Remove cgroups of containers whose monitor was killed before it could do so."""
+    """Remove cgroups of containers whose monitor was killed before it could do so.
+
+    LXC appends a number when a cgroup of the wanted name is there already.
+    """
+    names = "|".join(re.escape(name) for name in containers)
+    ours = re.compile(rf"lxc\.(?:payload|monitor)\.(?:{names})(?:-\d+)?")
+    until = time.monotonic() + REMOVE_SECONDS
     for mount in cgroup_mounts():
-        for name in containers:
-            for kind in ("payload", "monitor"):
-                top = f"{mount}/lxc.{kind}.{name}"
-                for path, _, _ in os.walk(top, topdown=False):
-                    with contextlib.suppress(OSError):  # busy: it belongs to a container of another lab
-                        os.rmdir(path)
+        for top in filter(ours.fullmatch, os.listdir(mount)):
+            for path, _, _ in os.walk(f"{mount}/{top}", topdown=False):
+                _remove_cgroup(path, until)
+
+
+def _remove_cgroup(path: str, until: float) -> None:
+    """Remove one that has no process; one of a container of another lab stays.
+
+    A process that has ended is in its cgroup until it is off its processor (Linux 6.18). Version 1 has no event for that.
+    """
+    while True:
+        try:
+            return os.rmdir(path)
+        except FileNotFoundError:
+            return None
+        except OSError:
+            with contextlib.suppress(OSError), open(f"{path}/cgroup.procs", encoding="ascii") as file:
+                if file.read() or time.monotonic() > until:
+                    return None
+        time.sleep(0.01)

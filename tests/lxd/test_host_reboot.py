@@ -73,7 +73,7 @@ class Host:
             run("umount", entry.target)
         shutil.rmtree(mapper.runtime.root)
         said = self.driver("boot") if unit else ""
-        self._daemons.start_daemon(lab, False, "")
+        self._daemons.start_daemon(lab, False)
         return said
 
     def kill_daemon(self) -> None:
@@ -84,7 +84,7 @@ class Host:
 
     def start_daemon(self) -> None:
         lab = self._models.Lab.load(self.lab.directory, self._models.PRODUCTS[self.lab.product])
-        self._daemons.start_daemon(lab, False, "")
+        self._daemons.start_daemon(lab, False)
 
     def driver(self, *argv: str) -> str:
         done = subprocess.run(
