@@ -291,7 +291,7 @@ def test_what_was_enlarged_at_instantiation_grows_when_that_was_asked_for(sized:
     assert room[2] < 24
     if asked == "asked":
         assert room[0] > 300 and room[1] > 200
-        assert "disk 2 is larger than its image was" in done.stderr and "partition 2 (swap)" in done.stderr
+        assert "disk 2 is larger than what is on it" in done.stderr and "partition 2 (swap)" in done.stderr
     else:
         assert room[0] < 130 and room[1] < 24
         assert "larger" not in done.stderr

@@ -6,6 +6,7 @@ disk is out of its reach, and room that is left between partitions would be too.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 
 from mapper_core import grow
@@ -63,18 +64,22 @@ def plan_mounted(mapped: MappedDisk, directory: str, size: int) -> int:
     return number
 
 
-def grow_before_mount(mapper: Mapper, mapped: MappedDisk, request: TreeRequest) -> Grown:
-    """Let the content of a disk grow that is about to be mounted.
+def grow_unmounted(mapper: Mapper, request: TreeRequest) -> Grown:
+    """Let the content of a disk grow that is not mounted.
 
-    :param mapped: the disk.
     :param request: of its tree.
     :raises MapperError: it cannot, or the image or the host fails.
     """
-    with nodes.reader(mapped.device) as reader:
-        volumes = look.volumes(mapped.table, reader.read)
-    plan = look.plan_for(volumes, mapped.access, request.purpose, request.root_hint, request.disk.source)
-    number = choose(volumes, {mount.volume.partition.number for mount in plan.mounts})
-    return grow.grow(mapper, mapped.disk, number)
+    user = f"pid:{os.getpid()}"
+    mapped = mapper.map(request.disk, request.options, user=user)
+    try:
+        with nodes.reader(mapped.device) as reader:
+            volumes = look.volumes(mapped.table, reader.read)
+        plan = look.plan_for(volumes, mapped.access, request.purpose, request.root_hint, request.disk.source)
+        number = choose(volumes, {mount.volume.partition.number for mount in plan.mounts})
+        return grow.grow(mapper, mapped.disk, number)
+    finally:
+        mapper.unmap(mapped.id, user=user)
 
 
 def describe(grown: Grown) -> str:

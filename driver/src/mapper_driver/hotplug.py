@@ -17,7 +17,9 @@ from mapper_driver.session import identify, open_node
 
 
 def add(given: Common, document: Document, config: Config, log: Log) -> tuple[str, float]:
-    """``attach_disk``, ``attach_nic``, ``reconfigure``, ``resize``, ``resize_disk``: they need the whole description."""
+    """``attach_disk``, ``attach_nic``, ``reconfigure``, ``resize``, ``resize_disk``, ``snapshot_*``: they need the whole
+    description.
+    """
     vm = parse_vm(document, config.datastore_location, config.default_format)
     check_same_machine(given, vm)
     return _act(given, vm, config, log)
@@ -31,5 +33,5 @@ def remove(given: Common, document: Document, config: Config, log: Log) -> tuple
 def _act(given: Common, vm: VmIdentity, config: Config, log: Log) -> tuple[str, float]:
     act = getattr(importlib.import_module(f"mapper_driver.actions.{log.action}"), log.action)
     with open_node(vm, config, log) as node:
-        act(given, vm, node)
-        return "", node.client.api_seconds
+        said = act(given, vm, node)
+        return said or "", node.client.api_seconds

@@ -141,6 +141,9 @@ _ACTIONS: dict[str, Act] = {
     "reconfigure": _in("hotplug", "add"),
     "resize": _in("hotplug", "add"),
     "resize_disk": _in("hotplug", "add"),
+    "snapshot_create": _in("hotplug", "add"),
+    "snapshot_revert": _in("hotplug", "add"),
+    "snapshot_delete": _in("hotplug", "add"),
 }
 
 

@@ -82,15 +82,7 @@ class Storage:
         :param idmap: of the container; ``None`` when it is privileged.
         :raises MapperError: from the image or the host; then nothing of this disk is left.
         """
-        is_root = disk.id == vm.root_disk().id
-        request = TreeRequest(
-            mapper_disk(disk, vm, self.config),
-            MapOptions(Access.READ_ONLY if disk.read_only else Access.READ_WRITE, self.config.transport or None),
-            self.directory(disk.id),
-            idmap=idmap,
-            owner=self.owner,
-            purpose=Purpose.ANY if is_root else Purpose.DATA,
-        )
+        request = self.request(vm, disk, idmap)
         if disk.kind is DiskKind.VOLATILE_FS:
             made = volatile.ensure_filesystem(self.mapper, request, disk.filesystem or self.config.filesystem)
             if made:
@@ -102,7 +94,18 @@ class Storage:
             if disk.kind is not DiskKind.CDROM:
                 raise
             staged = self._unpack(disk.id, request.disk.source, idmap)
-        return staged if is_root else self._lend(staged)
+        return staged if disk.id == vm.root_disk().id else self._lend(staged)
+
+    def request(self, vm: VirtualMachine, disk: VmDisk, idmap: IdMap | None = None) -> TreeRequest:
+        """The tree of a disk, as it is asked for."""
+        return TreeRequest(
+            mapper_disk(disk, vm, self.config),
+            MapOptions(Access.READ_ONLY if disk.read_only else Access.READ_WRITE, self.config.transport or None),
+            self.directory(disk.id),
+            idmap=idmap,
+            owner=self.owner,
+            purpose=Purpose.ANY if disk.id == vm.root_disk().id else Purpose.DATA,
+        )
 
     def stage_context(self, context: Context, idmap: IdMap | None) -> Staged:
         """Show the files of the contextualisation ISO."""
@@ -177,6 +180,18 @@ class Storage:
                 lending.lend(tree.directory, self.daemon_pid)
             raise
 
+    def let_grow(self, disk_id: int, request: TreeRequest) -> None:
+        """Let the content of a disk grow that is not mounted, and say so. A failure is logged."""
+        from mapper_driver import growth
+
+        try:
+            said = growth.describe(growth.grow_unmounted(self.mapper, request))
+        except MapperError as error:
+            self.log.warning(f"disk {disk_id} is larger than what is on it, which stays as it is: {error}")
+        else:
+            if said:
+                self.log.info(f"disk {disk_id}: {said}")
+
     @contextlib.contextmanager
     def _grown(self, request: TreeRequest, disk: VmDisk) -> Iterator[None]:
         """Before a disk is mounted that OpenNebula has made larger than its image, let what is on it grow; that it cannot is no
@@ -185,21 +200,11 @@ class Storage:
         if not disk.is_enlarged or disk.read_only:
             yield
             return
-        from mapper_driver import growth
-
         user = f"{mounted.USER_PREFIX}:{request.directory}"  # the tree's own: the device stays until that holds it
         with contextlib.ExitStack() as undo:
             mapped = self.mapper.map(request.disk, request.options, user=user)
             undo.callback(self.mapper.unmap, mapped.id, user=user)
-            try:
-                said = growth.describe(growth.grow_before_mount(self.mapper, mapped, request))
-            except MapperError as error:
-                self.log.warning(
-                    f"disk {disk.id} is larger than its image was, but what is on it stays as it is: {error}"
-                )
-            else:
-                if said:
-                    self.log.info(f"disk {disk.id}: {said}")
+            self.let_grow(disk.id, request)
             yield
             undo.pop_all()
 

@@ -11,7 +11,7 @@ import dataclasses
 import os
 
 from mapper_core.model import IdMap
-from mapper_driver import pci
+from mapper_driver import pci, reverting
 from mapper_driver.actions.node import Node
 from mapper_driver.actions.start import start
 from mapper_driver.errors import InstanceNotFound, InstanceRunning
@@ -34,6 +34,10 @@ def deploy(vm: VirtualMachine, node: Node) -> str:
     for warning in built.warnings:
         node.log.warning(warning)
     _remove_leftovers(container, node)
+    if reverting.snapshot_of(vm):
+        from mapper_driver import snapshots
+
+        snapshots.finish(vm, node.mapper, snapshots.disks_of(vm, node.config), node.log.warning)
     with contextlib.ExitStack() as undo:
         undo.callback(node.undo, container)
         node.client.create(_without_disks(built.spec))
