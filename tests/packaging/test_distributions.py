@@ -103,7 +103,7 @@ def test_a_plugin_that_is_removed_is_gone(wheelhouse: Wheelhouse, tmp_path: Path
 def test_the_driver_alone_beside_the_core(wheelhouse: Wheelhouse, tmp_path: Path) -> None:
     path = wheelhouse.environment(tmp_path / "v", "mapper-driver")
     run(path / "python", "-W", "error", "-c", "import mapper_driver.main")
-    assert "deploy" in run(path / "mapper-driver", "--help")
+    assert "run SCRIPT_DIR ACTION" in run(path / "mapper-driver", "--help")
     assert json.loads(run(path / "mapper-cli", "plugins", "--json")) == []
 
 
