@@ -244,6 +244,9 @@ def test_when_one_disk_cannot_be_reverted_all_stay_and_the_container_runs_again(
     assert kept.words() == {"second"}
     assert kept.config() == before
     assert kept.names() == [["mapper-80-0"]] * 3
+    kept.machine.client.freeze(kept.machine.name)
+    ok(kept.snapshot("create", "1"))
+    assert kept.machine.status() is Status.FROZEN
     ok(kept.snapshot("revert", "mapper-80-0"))
     assert kept.words() == {"first"}
 
