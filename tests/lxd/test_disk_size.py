@@ -292,6 +292,8 @@ def test_what_was_enlarged_at_instantiation_grows_when_that_was_asked_for(sized:
     if asked == "asked":
         assert room[0] > 300 and room[1] > 200
         assert "disk 2 is larger than what is on it" in done.stderr and "partition 2 (swap)" in done.stderr
+        assert done.stderr.count("larger than what is on it") == 1
+        assert "disk 0: partition 2 has" in done.stderr and "disk 1: the disk has" in done.stderr
     else:
         assert room[0] < 130 and room[1] < 24
         assert "larger" not in done.stderr

@@ -77,9 +77,9 @@ def grow_unmounted(mapper: Mapper, request: TreeRequest) -> Grown:
             volumes = look.volumes(mapped.table, reader.read)
         plan = look.plan_for(volumes, mapped.access, request.purpose, request.root_hint, request.disk.source)
         number = choose(volumes, {mount.volume.partition.number for mount in plan.mounts})
-        return grow.grow(mapper, mapped.disk, number)
     finally:
         mapper.unmap(mapped.id, user=user)
+    return grow.grow(mapper, request.disk, number)  # it holds the disk itself, in the same name
 
 
 def describe(grown: Grown) -> str:
