@@ -83,6 +83,23 @@ def stop(directory: str, program: str, *, seconds: float) -> None:
         os.close(lock)
 
 
+def kill(directory: str, *, seconds: float) -> None:
+    """End whatever was started for a directory at once. Only for what cannot have anything to write back.
+
+    :raises DeadlineExceeded: something still runs.
+    """
+    try:
+        lock = _open_lock(directory, 0)
+    except FileNotFoundError:
+        return
+    try:
+        for process in () if _is_free(lock) else _holders(lock):
+            process_info.terminate(process.pid, process.start_time, signal.SIGKILL)
+            process_info.wait_gone(process.pid, process.start_time, seconds)
+    finally:
+        os.close(lock)
+
+
 def remove_files(directory: str, *names: str) -> None:
     """Remove the directory and the files in it that are ours; what else is in it stays, and is an error.
 

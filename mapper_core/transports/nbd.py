@@ -22,6 +22,7 @@ PROGRAM = "qemu-nbd"
 START_SECONDS = 30
 STOP_SECONDS = 60
 PROBE_SECONDS = 10  # for those who look at the device for a moment, such as udev
+START_STOP_SECONDS = 10  # for a server to end that has not served anybody yet
 PART_SECONDS = 2  # for qemu-nbd to open and close the device once
 
 
@@ -83,7 +84,11 @@ class NbdTransport:
         if is_ours(resource):
             with block.exclusive(device) as fd:
                 lost = _disconnect(fd, device)
-        daemon.stop(resource.directory, PROGRAM, seconds=STOP_SECONDS)
+            daemon.stop(resource.directory, PROGRAM, seconds=STOP_SECONDS)
+        elif scope.ledger.device:
+            daemon.stop(resource.directory, PROGRAM, seconds=STOP_SECONDS)
+        else:
+            _stop_starting(resource.directory)
         # a server's number stays until the last one, often udev, closes the device, also when it was killed
         with uevents.listen() as events:
             if not events.wait_until(lambda: not nbd.is_left_over(device), PROBE_SECONDS):
@@ -101,6 +106,17 @@ class NbdTransport:
 def is_ours(resource: NbdResource) -> bool:
     """Say whether a device is still served for a mapping; it may be somebody else's by now, or its server may be dead."""
     return nbd.is_served_by(resource.device, PROGRAM, _pid_argument(resource.directory))
+
+
+def _stop_starting(directory: str) -> None:
+    """End a server whose maker was killed before anybody could write to the device.
+
+    SIGTERM in the wrong moment of its start makes qemu-nbd (7.2) wait for itself for ever.
+    """
+    try:
+        daemon.stop(directory, PROGRAM, seconds=START_STOP_SECONDS)
+    except DeadlineExceeded:
+        daemon.kill(directory, seconds=START_STOP_SECONDS)
 
 
 def _pid_argument(directory: str) -> str:

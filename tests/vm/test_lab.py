@@ -120,7 +120,8 @@ def test_a_change_of_what_it_is_made_from_makes_it_new(tmp_path: Path) -> None:
     with (tmp_path / "labs/vm.d/packages.txt").open("a") as file:
         file.write("hello\n")
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (3, "not built\n")
+    assert done.returncode == 3
+    assert done.stdout.startswith("not built")
 
 
 def test_a_host_without_the_programs_is_told_which(tmp_path: Path) -> None:

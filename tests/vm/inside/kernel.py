@@ -42,12 +42,12 @@ def partitions_of(device: str) -> list[int]:
 def trouble() -> list[str]:
     """Lines of the kernel's log that tell of lost input or output, of hung tasks and of worse.
 
-    Left out are reads from nbd devices without a server: the kernel looks for partitions when udev opens a device that is just
+    Left out are reads from devices that are being taken away: the kernel looks for partitions when udev opens a device that is just
     being disconnected (also by plain ``qemu-nbd --disconnect``), and reads ahead. Where a test reads, it sees the error itself.
     """
     shown = subprocess.run(["dmesg"], capture_output=True, text=True, check=True).stdout.splitlines()
     bad = re.compile(r"I/O error|blocked for more than|timed out|BUG:|Oops|corrupt", re.IGNORECASE)
-    harmless = re.compile(r"dev nbd\d+(p\d+)?, (sector \d+ op 0x0:\(READ\)|logical block \d+, async page read)")
+    harmless = re.compile(r"dev (nbd|loop)\d+(p\d+)?, (sector \d+ op 0x0:\(READ\)|logical block \d+, async page read)")
     return [line for line in shown if bad.search(line) and not harmless.search(line)]
 
 

@@ -17,7 +17,6 @@ from mapper_core.tree.mounted import TreeRequest, mount_tree, unmount_tree
 # These run on any host; here udev is beside them, and the kernel knows partitions.
 from tests.root.core.test_mapping import (  # noqa: F401
     test_a_crash_between_the_steps_is_undone_by_the_next_map,
-    test_a_reused_device_shows_the_new_image_only,
     test_partitions_have_nodes_at_once,
     test_unmap_works_when_the_image_is_gone,
 )

@@ -109,7 +109,7 @@ def test_cycles_of_four_workers(mapper: Mapper, tmp_path: Path) -> None:
             file.seek(1 << 20)
             file.write(f"label-{number}".encode())
         images.append(disks.convert(raw, "qcow2", raw.with_suffix(".qcow2")))
-    found = collect(cycle, [(str(image), number, 12) for number, image in enumerate(images)], 200)
+    found = collect(cycle, [(str(image), number, 8) for number, image in enumerate(images)], 200)
     assert dict(found) == dict.fromkeys(range(4), "")
     assert connected() == []
 
@@ -162,7 +162,7 @@ def kill_during(work: Callable[[], None], seconds: float) -> None:
     os.waitpid(pid, 0)
 
 
-@pytest.mark.parametrize("moment", [0.1, 0.3, 0.5, 0.8, 1.2, 1.8])
+@pytest.mark.parametrize("moment", [0.3, 0.6, 1.0, 1.5])
 def test_killed_while_mounting(mapper: Mapper, qcow2: Path, moment: float) -> None:
     """Kill -9 anywhere in map, mount, umount and unmap: one reconcile later nothing is left, and the disk can be mounted."""
     directory = f"{mapper.runtime.mounts}/one-1.0"
