@@ -91,8 +91,8 @@ class Storage:
             with self._grown(request, disk):
                 staged = self._mount(request, disk)
         except UnknownFilesystem:
-            if disk.kind is not DiskKind.CDROM:
-                raise
+            if disk.kind is not DiskKind.CDROM or disk.cluster is not None:
+                raise  # only a file is read without the kernel's help
             staged = self._unpack(disk.id, request.disk.source, idmap)
         return staged if disk.id == vm.root_disk().id else self._lend(staged)
 

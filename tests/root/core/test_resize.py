@@ -109,8 +109,8 @@ def test_nothing_is_lost_under_load(mapper: Mapper, tmp_path: Path, kind: str, t
     mapped = mounted.mount_tree(mapper, request).disk
     job = (
         "fio", "--name=load", "--verify_state_save=0", f"--filename={tree}/file", "--size=48M",
-        "--rw=randwrite", "--bs=4k", "--iodepth=16", "--ioengine=libaio", "--direct=1", "--verify=crc32c", "--verify_fatal=1", "--time_based", "--runtime=3",
-        "--do_verify=1", "--verify_backlog=512",
+        "--rw=randwrite", "--bs=4k", "--iodepth=16", "--ioengine=libaio", "--direct=1", "--time_based", "--runtime=3",
+        "--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--verify_backlog=512",
     )  # fmt: skip
     with subprocess.Popen(job, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as load:
         while not (tree / "file").exists() and load.poll() is None:
