@@ -23,7 +23,15 @@ LAB = ROOT / "labs" / "vm"
 PROGRAM = "qemu-system-x86_64"
 SECONDS = 900  # on a busy host: the machine has low priority
 #: What the machine gets of the tree: the tests and their settings, but no code of the product, which comes from the wheels.
-TREE = ("pyproject.toml", "conftest.py", "tests/expected-skips.txt", "tests/vm/inside", "tests/root/core", "tests/ceph", "labs")
+TREE = (
+    "pyproject.toml",
+    "conftest.py",
+    "tests/expected-skips.txt",
+    "tests/vm/inside",
+    "tests/root/core",
+    "tests/ceph",
+    "labs",
+)
 #: The tests are run by these, whose versions are those of the host.
 TOOLS = ("pytest", "pytest-timeout")
 KEY = pytest.StashKey["Machine"]()
