@@ -4,6 +4,7 @@
 - Unit tests are guarded: no process, no device, no network (:mod:`mapper_core.testing.guard`).
 - After each other test the leak oracle (:mod:`mapper_core.testing.leaks`) counts what it has left behind.
 - ``--tier`` chooses, ``--nothing-skipped`` makes a skip a failure, and a table of the tiers ends the run.
+- Tests count what they have tried with the fixture ``report`` (:mod:`mapper_core.testing.report`).
 
 With ``MAPPER_TEST_SHARED_HOST=1`` only leaks that belong to this run's own directories count: for a machine on which
 others map and mount at the same time. It is not for CI.
@@ -27,6 +28,8 @@ import pytest
 from mapper_core.runtime import ENVIRONMENT
 from mapper_core.testing import leaks, observe
 from mapper_core.testing.guard import Guard
+from mapper_core.testing.report import ENVIRONMENT as REPORT_FILE
+from mapper_core.testing.report import Counts, Report
 
 #: In the order in which they run.
 TIERS = ("unit", "root", "security", "lxd", "ceph", "vm", "crash", "packaging")
@@ -38,6 +41,7 @@ SHARED_HOST = os.environ.get("MAPPER_TEST_SHARED_HOST") == "1"
 NUMBERS = itertools.count(1)
 #: Where this run keeps its temporary files.
 BASE = pytest.StashKey[str]()
+REPORT = pytest.StashKey[Report]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -60,6 +64,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Tiers(tuple(config.getoption("tier") or ())))
     config.pluginmanager.register(Guarded())
     config.pluginmanager.register(WholeRun())
+    config.stash[REPORT] = Report()
+    config.pluginmanager.register(Reporting(config.stash[REPORT]))
     if config.getoption("nothing_skipped"):
         config.pluginmanager.register(NothingSkipped(_expected_skips()))
 
@@ -169,6 +175,51 @@ class NothingSkipped:
             report.longrepr = f"skipped, which is not allowed here: {reason}"
 
 
+# --- report -------------------------------------------------------------------------------------------------
+
+
+class Tally:
+    """The report as one test sees it.
+
+    :param tier: of the test.
+    """
+
+    def __init__(self, report: Report, tier: str) -> None:
+        self._report = report
+        self._tier = tier
+
+    def count(
+        self, subject: str, *, cases: int = 0, runs: int = 0, refused: int = 0, leaks: int = 0, canary: int = 0
+    ) -> None:
+        """Add to the numbers of a subject, see :class:`mapper_core.testing.report.Counts`."""
+        self._report.count(self._tier, subject, Counts(cases, runs, refused, leaks, canary))
+
+
+@pytest.fixture
+def report(request: pytest.FixtureRequest) -> Tally:
+    """Where a test counts what it has tried: ``report.count("map qcow2", cases=1, runs=2, refused=1)``."""
+    return Tally(request.config.stash[REPORT], _tier(request.node))
+
+
+class Reporting:
+    """Prints and writes the report at the end of the run.
+
+    :param report: of the run.
+    """
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+
+    def pytest_unconfigure(self) -> None:
+        if path := os.environ.get(REPORT_FILE):
+            self.report.write(path)
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if lines := self.report.lines():
+            terminalreporter.section("report")
+            terminalreporter.write("\n".join([*lines, ""]))
+
+
 # --- guards -------------------------------------------------------------------------------------------------
 
 
@@ -273,6 +324,7 @@ def _leaves_nothing_behind(
         gc.collect()  # a descriptor that only a reference cycle keeps open is no leak
         found = leaks.wait_for_none(before, request.config.getoption("settle"), runtime_dirs, scope)
     if found:
+        request.config.stash[REPORT].count(tier, "left behind by tests", Counts(leaks=len(found)))
         # everything new is counted, but only what surely is this run's own is touched: the host may have other users
         own = (str(tmp_path_factory.getbasetemp()),)
         _clean(leaks.diff(before, leaks.snapshot(runtime_dirs), own))
@@ -323,6 +375,8 @@ class WholeRun:
         seconds = session.config.getoption("settle")
         if base:  # otherwise no test ran
             self.found = leaks.wait_for_none(self.before, seconds, (f"{base}/r0",), (base,) if SHARED_HOST else None)
+        if self.found:
+            session.config.stash[REPORT].count("all", "left behind by the whole run", Counts(leaks=len(self.found)))
         if self.found and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

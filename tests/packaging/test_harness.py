@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -12,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from mapper_core.testing import report
 
 pytestmark = pytest.mark.packaging
 
@@ -45,7 +48,7 @@ class Inner:
         return subprocess.run(
             (sys.executable, "-m", "pytest", "-rA", "-p", "no:cacheprovider", "--settle", "0.3", *arguments, "tests"),
             cwd=self.root,
-            env={**os.environ, "MAPPER_TEST_SHARED_HOST": "1", **environment},
+            env={**os.environ, "MAPPER_TEST_SHARED_HOST": "1", "MAPPER_TEST_REPORT": "", **environment},
             capture_output=True,
             text=True,
             timeout=100,
@@ -241,3 +244,39 @@ def test_while_somebody_else_works():
             assert process.poll() is None
     finally:
         shutil.rmtree(base, ignore_errors=True)
+
+
+def test_what_tests_count_is_printed_and_written(inner: Inner, tmp_path: Path) -> None:
+    inner.write(
+        "security",
+        """
+def test_one(report): report.count("images", cases=1, runs=2, refused=2)
+def test_two(report): report.count("images", cases=1, runs=3)
+""",
+    )
+    inner.write("packaging", "def test_three(): open('/dev/null').close()\n")
+    file = tmp_path / "report.json"
+    result = inner.run(MAPPER_TEST_REPORT=str(file))
+    assert result.returncode == 0, result.stdout
+    assert re.search(r"^security: images +2 +5 +2 +0 +0$", result.stdout, re.M), result.stdout
+    assert report.main([str(file), str(file), "--write", str(tmp_path / "sum.json")]) == 0
+    (entry,) = json.loads((tmp_path / "sum.json").read_text())["report"]
+    assert entry == {
+        "tier": "security",
+        "subject": "images",
+        "cases": 4,
+        "runs": 10,
+        "refused": 4,
+        "leaks": 0,
+        "canary": 0,
+    }
+
+
+def test_leaks_are_in_the_report_and_make_it_fail(inner: Inner, tmp_path: Path) -> None:
+    inner.write("packaging", "def test_leak(): os.open('/dev/null', os.O_RDONLY)\n")
+    file = tmp_path / "report.json"
+    result = inner.run(MAPPER_TEST_REPORT=str(file))
+    assert result.returncode == 1
+    assert re.search(r"^packaging: left behind by tests +0 +0 +0 +1 +0$", result.stdout, re.M), result.stdout
+    assert report.main([str(file)]) == 1
+    assert report.main([str(tmp_path / "missing.json")]) == 1
