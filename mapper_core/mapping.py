@@ -304,7 +304,7 @@ class Mapper:
         if not record.resources:
             ledger.change()  # with resources of ours the kernel shows how far it came: the first one to go is the device
         transports = self._transports(ledger)
-        problem: MapperError | None = None
+        problem: MapperError | OSError | None = None
         try:
             if record.attachment is not None:
                 self.registry.check_answers(record.disk, record.attachment)
@@ -313,7 +313,7 @@ class Mapper:
             # the storage does not answer: to go on would be to wait for it once more, and perhaps for ever
             ledger.change()  # so that reconcile knows that nobody wants it any more
             raise
-        except MapperError as error:
+        except (MapperError, OSError) as error:
             problem = error
         transports.release()  # what the plugin forgot, or all of it when the plugin is gone by now
         if problem is not None and not record.resources:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from mapper_core import hookspecs
+from mapper_core import answers, hookspecs
 from mapper_core.errors import MapperError, NotSupported, PluginFault, PluginMissing, UnsupportedFormat
 from mapper_core.frozen import dataclass
 
@@ -144,14 +144,9 @@ class Registry:
 
     def map(self, disk: Disk, image: ImageInfo | None, options: MapOptions, transports: Transports) -> Attachment:
         """Ask the disk's plugin to map it."""
-        from mapper_core.model import Attachment
-
-        result = self._ask(disk.format, "map", disk=disk, image=image, options=options, transports=transports)
-        if not isinstance(result, Attachment) or not isinstance(result.device, str):
-            raise PluginFault(
-                f"the plugin {disk.format} returned {result!r} instead of an attachment", subject=disk.source
-            )
-        return result
+        return answers.attachment(
+            disk, self._ask(disk.format, "map", disk=disk, image=image, options=options, transports=transports)
+        )
 
     def unmap(self, disk: Disk, attachment: Attachment | None, transports: Transports) -> None:
         """Ask the disk's plugin to revert its map."""
@@ -164,24 +159,16 @@ class Registry:
 
     def inspect(self, disk: Disk) -> ImageInfo | None:
         """Ask the disk's plugin for the image's header; ``None`` when it has no such hook."""
-        from mapper_core.model import ImageInfo
-
-        try:
-            result = self._ask(disk.format, "inspect", disk=disk)
-        except NotSupported:
+        self.require(disk.format)
+        if not self.can(disk.format, "inspect"):
             return None
-        if not isinstance(result, ImageInfo):
-            raise PluginFault(f"the plugin {disk.format} returned {result!r} from inspect", subject=disk.source)
-        return result
+        return answers.image(disk, self._ask(disk.format, "inspect", disk=disk))
 
     def identify(self, disk: Disk) -> str:
         """Ask the disk's plugin for a name that no other disk has; without such a hook it is made of what names it."""
         if not self.can(disk.format, "identify"):
             return "\0".join((disk.source, *(f"{name}={value}" for name, value in sorted(disk.settings))))
-        result = self._ask(disk.format, "identify", disk=disk)
-        if not isinstance(result, str) or not result:
-            raise PluginFault(f"the plugin {disk.format} returned {result!r} as identity", subject=disk.source)
-        return result
+        return answers.identity(disk, self._ask(disk.format, "identify", disk=disk))
 
     def create(self, disk: Disk, size: int) -> None:
         """Ask the plugin to make a new disk."""
@@ -197,12 +184,7 @@ class Registry:
 
     def snapshots(self, disk: Disk) -> tuple[Snapshot, ...]:
         """Ask the disk's plugin for its snapshots."""
-        from mapper_core.model import Snapshot
-
-        result = self._ask(disk.format, "snapshots", disk=disk)
-        if not isinstance(result, tuple) or not all(isinstance(item, Snapshot) for item in result):
-            raise PluginFault(f"the plugin {disk.format} returned {result!r} as snapshots", subject=disk.source)
-        return result
+        return answers.snapshots(disk, self._ask(disk.format, "snapshots", disk=disk))
 
     def snapshot_create(self, disk: Disk, name: str, attachment: Attachment | None, transports: Transports) -> None:
         """Ask the disk's plugin to keep its present state."""
@@ -228,7 +210,8 @@ class Registry:
         """Ask the disk's plugin whether a device is still the one it made; without such a hook it is."""
         if not self.can(disk.format, "owns"):
             return True
-        return bool(self._ask(disk.format, "owns", disk=disk, device=device, resources=resources))
+        answer = self._ask(disk.format, "owns", disk=disk, device=device, resources=resources)
+        return answers.truth(disk.format, "owns", answer)
 
     def recognize(self, header: bytes, source: str) -> str:
         """Return the one format whose plugin recognises a file; ``raw`` when none does and that is installed.
@@ -238,7 +221,8 @@ class Registry:
         names = [
             name
             for name in self.formats()
-            if self.can(name, "recognize") and self._ask(name, "recognize", header=header)
+            if self.can(name, "recognize")
+            and answers.truth(name, "recognize", self._ask(name, "recognize", header=header))
         ]
         if len(names) > 1:
             raise UnsupportedFormat(f"could be any of {', '.join(names)}", subject=source, hint="say which: --format")
@@ -253,17 +237,13 @@ class Registry:
 
     def discover_partitions(self, device: str, read: ReadAt, size: int, sector_size: int) -> PartitionTable:
         """Ask all plugins, the core last, for the partitions of a device."""
-        from mapper_core.model import PartitionTable
-
-        table = _guard(
+        found = _guard(
             "discover_partitions",
             lambda: self._manager.hook.discover_partitions(
                 device=device, read=read, size=size, sector_size=sector_size
             ),
         )
-        if not isinstance(table, PartitionTable):
-            raise PluginFault(f"a plugin returned {table!r} as the partitions", subject=device)
-        return table
+        return answers.table(device, size, found)
 
     # --- pluggy ---
 
@@ -293,7 +273,7 @@ def _guard(name: str, call: Callable[[], Any]) -> Any:
         return call()
     except (MapperError, OSError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginFault(f"the plugin {name} failed: {type(error).__name__}: {error}", subject=name) from error
 
 
@@ -310,7 +290,10 @@ def _load(entry: EntryPoint, manager: pluggy.PluginManager) -> str:
     """Import and register a plugin; return what is wrong with it."""
     try:
         module = importlib.import_module(entry.module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ImportError) and (error.name or "").partition(".")[0] == "mapper_core":
+            # it asks for what was added or removed: the window, which would say so, has not been reached
+            return f"is made for another version of mapper-core, this one has hook API {hookspecs.API_VERSION}: {error}"
         return f"cannot be imported: {type(error).__name__}: {error}"
     window = getattr(module, "MAPPER_API", None)
     if not (isinstance(window, tuple) and len(window) == 2 and all(isinstance(number, int) for number in window)):

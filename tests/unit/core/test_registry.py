@@ -66,6 +66,12 @@ def test_each_format_is_answered_by_its_own_plugin(plugins: Install) -> None:
     ("source", "problem"),
     [
         ("import nothing_of_that_name", "cannot be imported: ModuleNotFoundError"),
+        (
+            "from mapper_core import something_new",
+            "is made for another version of mapper-core, this one has hook API 1",
+        ),
+        ("import mapper_core.gone", "is made for another version of mapper-core"),
+        ("raise SystemExit(3)", "cannot be imported: SystemExit: 3"),
         ("1/0", "cannot be imported: ZeroDivisionError"),
         ("x = ", "cannot be imported: SyntaxError"),
         (GOOD.replace("MAPPER_API = (1, 1)", ""), "does not declare MAPPER_API"),
@@ -110,7 +116,9 @@ def test_a_missing_plugin_says_what_is_installed(plugins: Install) -> None:
     assert "pip install mapper-vhdx" in caught.value.hint
 
 
-@pytest.mark.parametrize("result", ["None", "'/dev/loop0'", "5", "Attachment(None, 'x')"])
+@pytest.mark.parametrize(
+    "result", ["None", "'/dev/loop0'", "5", "Attachment(None, 'x')", "Attachment('/dev/x', '')", "exit(0)"]
+)
 def test_a_plugin_that_returns_nonsense_is_at_fault(plugins: Install, result: str) -> None:
     """S-13."""
     plugins("aa", GOOD.replace('Attachment("/dev/" + disk.format, "own")', result))
