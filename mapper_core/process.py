@@ -2,7 +2,8 @@
 
 A command is an argument list, never a shell string. It runs with a minimal environment in the C locale, without
 standard input, with a deadline after which its whole process group is killed, and with at most ``limit`` bytes of
-output kept. What it wrote to its standard error becomes part of the error.
+output kept. What it wrote to its standard error becomes part of the error. Of root's capabilities it has those that
+it needs, see :mod:`mapper_core.linux.confine`.
 """
 
 from __future__ import annotations
@@ -77,6 +78,7 @@ def run(
     accept: tuple[int, ...] = (0,),
     limit: int = DEFAULT_LIMIT,
     inherit: tuple[int, ...] = (),
+    capabilities: tuple[int, ...] = (),
 ) -> Output:
     """Run a program and wait for it.
 
@@ -86,6 +88,7 @@ def run(
     :param accept: exit statuses that count as success.
     :param limit: bytes kept of each of stdout and stderr.
     :param inherit: descriptors that stay open in the program, besides its standard streams.
+    :param capabilities: what it needs of root's, besides reading and writing the files of others.
     :raises ToolMissing: the program is not installed.
     :raises CommandFailed: it ended with another status, or by a signal.
     :raises DeadlineExceeded: it did not end in time; it has been killed.
@@ -100,7 +103,10 @@ def run(
     with _signals_later():
         import threading
 
+        from mapper_core.linux.confine import CAP_DAC_OVERRIDE, confinement
+
         sh = _load_sh()
+        confine = confinement((CAP_DAC_OVERRIDE, *capabilities))
 
     out, err = _Kept(limit), _Kept(limit)
     late = threading.Event()
@@ -127,6 +133,7 @@ def run(
                 _ok_code=list(accept),
                 _no_pipe=True,
                 _pass_fds=set(inherit),
+                _preexec_fn=confine,
                 _bg=True,
                 _bg_exc=False,
             )

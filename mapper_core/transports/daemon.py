@@ -16,6 +16,7 @@ import time
 from mapper_core import qemu_img
 from mapper_core.errors import CommandFailed, DeadlineExceeded
 from mapper_core.linux import process_info
+from mapper_core.linux.confine import CAP_SYS_ADMIN
 from mapper_core.process import run
 
 _LOCK = "alive"
@@ -44,7 +45,8 @@ def start(argv: tuple[str, ...], directory: str, *, seconds: float, subject: str
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.set_inheritable(lock, True)
-        run(argv, timeout=seconds, subject=subject, inherit=(lock,))
+        # the one mounts its export, the other makes the ioctls of nbd
+        run(argv, timeout=seconds, subject=subject, inherit=(lock,), capabilities=(CAP_SYS_ADMIN,))
     except CommandFailed as error:
         raise qemu_img.explained(error, subject) from error
     finally:

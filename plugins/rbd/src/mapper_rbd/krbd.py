@@ -92,7 +92,7 @@ class KrbdTransport:
         scope.ledger.record(resource_of(self._identity, boot_id(), self._conf))
         argv = tool.map_argv(NAME, self._volume, self._user, self._conf, access)
         try:
-            run(argv, timeout=MAP_SECONDS, subject=node.filename)
+            run(argv, timeout=MAP_SECONDS, subject=node.filename, capabilities=tool.CAPABILITIES)
         except CommandFailed as error:
             error.hint = "the kernel's log says why: dmesg | tail"
             raise
@@ -126,7 +126,12 @@ def release(resource: PluginResource) -> None:
     for device in find(identity):
         with block.exclusive(device):
             pass
-        run(tool.unmap_argv(NAME, device, values["conf"]), timeout=UNMAP_SECONDS, subject=device)
+        run(
+            tool.unmap_argv(NAME, device, values["conf"]),
+            timeout=UNMAP_SECONDS,
+            subject=device,
+            capabilities=tool.CAPABILITIES,
+        )
     if left := find(identity):
         raise DeviceBusy("is still mapped after it was unmapped", subject=left[0])
 

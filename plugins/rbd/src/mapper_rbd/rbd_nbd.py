@@ -59,7 +59,7 @@ class RbdNbdTransport:
         """
         scope.ledger.record(PluginResource(NAME, (("conf", self._conf),)))
         argv = tool.map_argv(NAME, self._volume, self._user, self._conf, access)
-        run(argv, timeout=MAP_SECONDS, subject=node.filename)
+        run(argv, timeout=MAP_SECONDS, subject=node.filename, capabilities=tool.CAPABILITIES)
         with uevents.listen() as events:
             if not events.wait_until(lambda: bool(devices(self._conf)), MAP_SECONDS):
                 raise DeadlineExceeded(f"{PROGRAM} has no device after {MAP_SECONDS} s", subject=str(self._volume))
@@ -76,7 +76,7 @@ def release(resource: PluginResource) -> None:
     for device in devices(conf):
         with block.exclusive(device):
             pass
-        run(tool.unmap_argv(NAME, device, conf), timeout=UNMAP_SECONDS, subject=device)
+        run(tool.unmap_argv(NAME, device, conf), timeout=UNMAP_SECONDS, subject=device, capabilities=tool.CAPABILITIES)
         with uevents.listen() as events:
             if not events.wait_until(lambda device=device: not _connected(device), UNMAP_SECONDS):  # type: ignore[misc]
                 raise DeviceBusy(f"is still connected {UNMAP_SECONDS} s after it was unmapped", subject=device)

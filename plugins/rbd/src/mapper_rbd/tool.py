@@ -6,10 +6,13 @@ did in rbd-nbd of the release jewel). Keys and addresses are in the configuratio
 
 from __future__ import annotations
 
+from mapper_core.linux.confine import CAP_SYS_ADMIN
 from mapper_core.model import Access
 from mapper_rbd.names import VolumeName
 
 PROGRAM = "rbd"
+#: The kernel asks for it where images are mapped: rbd_add() of ``drivers/block/rbd.c``, and all of ``drivers/block/nbd.c``.
+CAPABILITIES = (CAP_SYS_ADMIN,)
 
 #: Our transport -> what ``--device-type`` calls it.
 _TYPES = {"krbd": "krbd", "rbd-nbd": "nbd"}
