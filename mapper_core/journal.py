@@ -124,7 +124,9 @@ def write_json(path: str, data: dict[str, Any]) -> None:
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         try:
-            os.write(fd, _encode(data).encode())
+            content = _encode(data).encode()
+            while content:  # of a full filesystem the first write may take a part, and only the second one fails
+                content = content[os.write(fd, content) :]
             os.fsync(fd)
         finally:
             os.close(fd)
@@ -164,12 +166,16 @@ def plain(value: Any) -> dict[str, Any]:
 
 
 def remove_json(path: str) -> None:
-    """Remove a file of :func:`write_json` durably; a missing one is fine."""
-    try:
+    """Remove a file of :func:`write_json` durably, with what killed writers have left of it; a missing one is fine."""
+    directory, _, name = path.rpartition("/")
+    with contextlib.suppress(FileNotFoundError):
+        for entry in os.listdir(directory):
+            pid = entry.removeprefix(f".{name}.")
+            if pid != entry and not os.path.exists(f"/proc/{pid}"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(f"{directory}/{entry}")
         os.unlink(path)
-    except FileNotFoundError:
-        return
-    _sync_directory(os.path.dirname(path))
+        _sync_directory(directory)
 
 
 def _sync_directory(directory: str) -> None:
@@ -246,7 +252,11 @@ def _resource_from_json(data: dict[str, Any]) -> Resource:
 
 def _table_from_json(data: dict[str, Any]) -> PartitionTable:
     values = dict(data)
-    partitions = tuple(Partition(**item) for item in values.pop("partitions"))
+    partitions = tuple(_partition_from_json(item) for item in values.pop("partitions"))
     if "warnings" in values:
         values["warnings"] = tuple(values["warnings"])
     return PartitionTable(partitions=partitions, **values)
+
+
+def _partition_from_json(data: dict[str, Any]) -> Partition:
+    return Partition(**{**data, "names": tuple(data.get("names", ()))})

@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from mapper_core.errors import CommandFailed, ImageInUse, MapperError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mapper_core.model import ImageInfo
+    from mapper_core.newfile import NewFile
 
 #: Resizing and snapshots change tables only, but those of a large image take their time.
 SECONDS = 600
 
 
-def create(driver: str, path: str, size: int, *options: str) -> None:
-    """Make an image. It is made exclusively, and removed when that fails.
+def create(
+    driver: str, path: str, size: int, *options: str, finish: Callable[[NewFile], object] | None = None
+) -> None:
+    """Make an image. It has its name when it is complete.
 
     :param driver: qemu's name of the format.
     :param size: bytes.
     :param options: of the format, such as ``compat=1.1``.
+    :param finish: changes what qemu-img has made.
     :raises AlreadyExists: there is something of that name.
     :raises ToolMissing, CommandFailed: qemu-img is not installed, or cannot do it.
     """
     from mapper_core.newfile import new_file
     from mapper_core.process import run
 
-    with new_file(path):
+    with new_file(path) as file:
         given = tuple(word for option in options for word in ("-o", option))
-        run(("qemu-img", "create", "-q", "-f", driver, *given, path, str(size)), timeout=SECONDS, subject=path)
+        os.set_inheritable(file.fd, True)
+        argv = ("qemu-img", "create", "-q", "-f", driver, *given, file.name, str(size))
+        run(argv, timeout=SECONDS, subject=path, inherit=(file.fd,))
+        if finish is not None:
+            finish(file)
 
 
 def change(image: ImageInfo, command: str, *arguments: str, after: tuple[str, ...] = ()) -> None:

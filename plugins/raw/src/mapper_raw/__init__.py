@@ -41,8 +41,8 @@ def create(disk: Disk, size: int) -> None:
     from mapper_core.newfile import new_file
     from mapper_core.transports.loop import extend
 
-    with new_file(disk.source) as fd:
-        extend(fd, size, disk.source)
+    with new_file(disk.source) as file:
+        extend(file.fd, size, disk.source)
 
 
 @hookimpl

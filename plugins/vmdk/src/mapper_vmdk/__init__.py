@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from mapper_core import Access, Attachment, Disk, ImageInfo, MapOptions, Transports, hookimpl
 
 MAPPER_API = (1, 1)
@@ -43,5 +45,11 @@ def unmap(transports: Transports) -> None:
 def create(disk: Disk, size: int) -> None:
     """``qemu-img create``: one sparse file. It can be made, but not be enlarged: qemu (7.2) has no code for that."""
     from mapper_core import qemu_img
+    from mapper_core.newfile import NewFile
+    from mapper_vmdk.sparse import rename_extent
 
-    qemu_img.create("vmdk", disk.source, size, "subformat=monolithicSparse")
+    def finish(file: NewFile) -> None:
+        names = (os.fsencode(os.path.basename(name)) for name in (file.name, disk.source))
+        rename_extent(file.fd, *names)
+
+    qemu_img.create("vmdk", disk.source, size, "subformat=monolithicSparse", finish=finish)

@@ -6,6 +6,7 @@ sizes are in sectors of 512 bytes. The limits are those of qemu, where it has on
 
 from __future__ import annotations
 
+import os
 import struct
 import sys
 from array import array
@@ -135,6 +136,14 @@ def read_descriptor(image: ImageFile, header: SparseHeader) -> bytes:
     length = min(header.descriptor_sectors, DESCRIPTOR_SECTORS) * SECTOR
     text = image.read(DESCRIPTOR_SECTOR * SECTOR, length, "descriptor")
     return text.split(b"\0", 1)[0]
+
+
+def rename_extent(fd: int, old: bytes, new: bytes) -> None:
+    """Write the name that a new image will have into its embedded descriptor; qemu-img has made it under another one."""
+    length = DESCRIPTOR_SECTORS * SECTOR
+    text = os.pread(fd, length, DESCRIPTOR_SECTOR * SECTOR).rstrip(b"\0")
+    text = text.replace(b'SPARSE "%b"' % old, b'SPARSE "%b"' % new, 1)
+    os.pwrite(fd, text.ljust(length, b"\0"), DESCRIPTOR_SECTOR * SECTOR)
 
 
 def _read_footer(image: ImageFile) -> tuple[int | bytes, ...]:
