@@ -92,11 +92,12 @@ def migrate(given: Common, document: Document, config: Config, log: Log) -> Answ
 def poll(given: Common, document: Document, config: Config, log: Log) -> Answer:
     """``poll``. It takes no lock: it must not stand in anybody's way."""
     from mapper_core.mapping import Mapper
+    from mapper_driver.actions.node import Node
     from mapper_driver.actions.poll import poll as act
 
     vm = identify(given, document, config)
-    client = connect(config)
-    return act(vm.container, Mapper.open(), client), client.api_seconds
+    node = Node(Mapper.open(), connect(config), config, log)
+    return act(vm.container, node), node.client.api_seconds
 
 
 def execute(given: Common, document: Document, config: Config, log: Log) -> Answer:

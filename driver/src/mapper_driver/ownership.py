@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
+from collections.abc import Iterator
 
-from mapper_core.errors import Busy, MapperError, NotFound
-from mapper_core.linux import holders, locks, namespaces
+from mapper_core.errors import Busy, DeadlineExceeded, MapperError, NotFound
+from mapper_core.linux import holders, locks, namespaces, process_info
+from mapper_core.linux.process_info import ProcessInfo
 from mapper_core.mapping import Mapper
 from mapper_core.tree import mounted
 from mapper_driver import inventory
@@ -21,34 +24,94 @@ from mapper_driver.lxd import placement
 from mapper_driver.lxd.client import LxdClient
 from mapper_driver.lxd.model import Status, check_name
 
+_LOCK_PREFIX = "container-"
+
+#: How long an action waits for a release that has begun; it takes a fraction of a second.
+_RELEASE_SECONDS = 20.0
+
 
 def container_of(user: str) -> str:
     """The container in ``lxd:<container>``."""
     return user.partition(":")[2]
 
 
-def lock(mapper: Mapper, container: str) -> contextlib.AbstractContextManager[None]:
-    """Lock a container against other actions.
+@contextlib.contextmanager
+def lock(mapper: Mapper, container: str) -> Iterator[None]:
+    """Lock a container against other actions. A release of the disks of one that is off is waited for: it is short, and oned
+    has not asked for it.
 
     :raises Busy: another action works on it.
     """
-    return locks.try_lock_of(_lock_path(mapper, container), lambda: False)
+    with (
+        locks.try_lock_of(_lock_path(mapper, container), lambda: False),
+        _after_release(f"{_lock_path(mapper, container)}.release"),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def lock_for_release(mapper: Mapper, container: str) -> Iterator[None]:
+    """As :func:`lock`, for what must be in no action's way.
+
+    :raises Busy: an action works on it, or another release.
+    """
+    with locks.try_lock_of(f"{_lock_path(mapper, container)}.release", lambda: False):
+        if is_locked(mapper, container):
+            raise Busy("an action works on it", subject=container)
+        yield
+
+
+@contextlib.contextmanager
+def _after_release(path: str) -> Iterator[None]:
+    with contextlib.ExitStack() as held:
+        until, unseen = time.monotonic() + _RELEASE_SECONDS, 0
+        while True:
+            try:
+                held.enter_context(locks.try_lock_of(path, lambda: False))
+                break
+            except Busy as error:
+                holder = _holder(path)
+                unseen += holder is None  # it has gone meanwhile, or cannot be seen from here
+                if unseen > 2 or time.monotonic() > until:
+                    raise
+                if holder is not None:  # whoever releases ends soon afterwards
+                    try:
+                        process_info.wait_gone(holder.pid, holder.start_time, until - time.monotonic())
+                    except DeadlineExceeded:
+                        raise error from None
+        yield
 
 
 def _lock_path(mapper: Mapper, container: str) -> str:
-    return f"{mapper.runtime.locks}/container-{check_name(container)}"
+    return f"{mapper.runtime.locks}/{_LOCK_PREFIX}{check_name(container)}"
+
+
+def _holder(path: str) -> ProcessInfo | None:
+    """Who holds a lock; ``None`` when nobody does any more. The lock itself is not touched."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        pid = locks.holder_pid(fd)
+    finally:
+        os.close(fd)
+    return process_info.info(pid) if pid else None
 
 
 def is_locked(mapper: Mapper, container: str) -> bool:
     """Whether an action works on a container. The lock itself is not touched, so that no action is refused because of this."""
+    return _holder(_lock_path(mapper, container)) is not None
+
+
+def locked(mapper: Mapper) -> frozenset[str]:
+    """All containers on which an action works."""
     try:
-        fd = os.open(_lock_path(mapper, container), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        names = os.listdir(mapper.runtime.locks)
     except FileNotFoundError:
-        return False
-    try:
-        return locks.holder_pid(fd) != 0
-    finally:
-        os.close(fd)
+        return frozenset()
+    found = (name.removeprefix(_LOCK_PREFIX) for name in names if name.startswith(_LOCK_PREFIX) and "." not in name)
+    return frozenset(container for container in found if is_locked(mapper, container))
 
 
 def is_alive(user: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from mapper_driver.actions.reboot import RESTART_KEY, RESTART_SECONDS, is_restar
 from mapper_driver.checkpoint import Checkpoint, Kind
 from mapper_driver.instance import STATUS_KEY
 from mapper_driver.inventory import Inventory, KeptDisk, KeptFiles
+from mapper_driver.lxd.client import AUTOSTART
 from mapper_driver.lxd.model import Instance, InstanceState, Status
 from mapper_driver.monitor import MachineState, Usage, Work, machine_state, poll_line, usage
 from mapper_driver.opennebula.argv import Exec, Poll, parse_argv
@@ -22,6 +24,7 @@ from mapper_driver.opennebula.lcm import Saving, saving_of
 from mapper_driver.opennebula.protocol import RestartCalls, restart_calls
 from mapper_driver.opennebula.vm import VmIdentity
 from mapper_driver.opennebula.xml import read_document
+from mapper_driver.poweroff import OFF_SECONDS, Seen, Step, decide
 
 from mapper_core.errors import NotFound, Refused, StateCorrupt, UsageError
 from mapper_core.model import Access, Disk, IdMap, IdRange
@@ -236,3 +239,22 @@ def test_a_damaged_inventory_is_said(tmp_path: Path, change: dict[str, object]) 
     path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **change}), encoding="utf-8")
     with pytest.raises(StateCorrupt, match=r"one-7\.json"):
         inventory.read(str(path))
+
+
+# --- power-off ----------------------------------------------------------------------------------------
+
+
+def test_when_the_disks_of_a_stopped_container_are_released() -> None:
+    """Not in the moment in which a guest reboots, and never while anybody is going to start it."""
+    off, seen = _instance(Status.STOPPED), Seen(NOW - OFF_SECONDS, "")
+    assert decide(off, None, NOW) is Step.WATCH
+    assert decide(off, Seen(NOW - OFF_SECONDS + 1, ""), NOW) is Step.WAIT
+    assert decide(off, seen, NOW) is Step.RELEASE
+    assert decide(replace(off, last_used="2026-01-01T00:00:00Z"), seen, NOW) is Step.WATCH, "it was started since"
+    assert decide(off, Seen(NOW + 1, ""), NOW) is Step.WATCH, "the clock was put back"
+    for status in Status:
+        if status is not Status.STOPPED:
+            assert decide(_instance(status), seen, NOW) is Step.NONE
+    for key, value in ((STATUS_KEY, "0"), (RESTART_KEY, str(int(NOW))), (AUTOSTART, "true")):
+        assert decide(_instance(Status.STOPPED, **{key: value}), seen, NOW) is Step.NONE
+    assert decide(_instance(Status.STOPPED, **{AUTOSTART: "false"}), seen, NOW) is Step.RELEASE

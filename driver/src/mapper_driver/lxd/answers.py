@@ -34,6 +34,7 @@ def instance(answer: Mapping[str, Any], etag: str) -> Instance:
         description=answer.get("description") or "",
         architecture=answer.get("architecture") or "",
         etag=etag,
+        last_used=answer.get("last_used_at") or "",
     )
 
 

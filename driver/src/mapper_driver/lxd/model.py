@@ -67,6 +67,7 @@ class Instance:
     :param all_config: with those of its profiles.
     :param all_devices: with those of its profiles.
     :param etag: version of the description, for a change that must not overwrite somebody else's.
+    :param last_used: when it was started last, as the daemon writes it.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Instance:
     description: str = ""
     architecture: str = ""
     etag: str = ""
+    last_used: str = ""
 
     @property
     def root_pool(self) -> str:
@@ -138,6 +140,10 @@ class ExecResult:
     stderr: bytes
 
 
+#: No counter of a real machine comes here, in bytes or nanoseconds; what a missing file makes of an unsigned number does (N-04).
+_BEYOND = 1 << 60
+
+
 def counter(value: object) -> int | None:
-    """A counter of the API: a whole number that is not negative, or ``None``."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    """A counter of the API: a whole number that is not negative and can be true, or ``None``."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _BEYOND else None

@@ -111,7 +111,8 @@ def read(path: str) -> Placement | None:
 
 
 def forget(runtime: Runtime, container: str) -> None:
-    """Remove the record, what is left of writing it, and the hook's last word; what is not there is removed already.
+    """Remove the record, what is left of writing it, the hook's last word and the mark of one that is off; what is not there is
+    removed already.
 
     For those who have the lock of the container, or know that it is gone: nobody else writes the record.
     """
@@ -119,15 +120,21 @@ def forget(runtime: Runtime, container: str) -> None:
     directory, name = os.path.split(path)
     with contextlib.suppress(FileNotFoundError):
         for found in os.listdir(directory):
-            if found.startswith(f".{name}."):  # see write_json(): its writer was killed
+            if found.startswith((f".{name}.", f".{os.path.basename(off_path(path))}.")):  # write_json() was killed
                 remove_json(f"{directory}/{found}")
     remove_json(failure_path(path))
+    remove_json(off_path(path))
     remove_json(path)
 
 
 def failure_path(record: str) -> str:
     """Where the hook leaves the reason of a failure."""
     return record.removesuffix(".json") + ".failed"
+
+
+def off_path(record: str) -> str:
+    """Where it is written since when the container is off (:mod:`mapper_driver.poweroff`)."""
+    return record.removesuffix(".json") + ".off"
 
 
 # --- placing ------------------------------------------------------------------------------------------
