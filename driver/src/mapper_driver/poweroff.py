@@ -106,7 +106,7 @@ def _release(container: str, node: Node, now: float) -> None:
     record = placement.read(placement.record_path(node.mapper.runtime, container))
     if record is not None:
         placement.unplace(record, node.client.daemon_pid())
-    placement.forget(node.mapper.runtime, container)  # and with it our mark; a start of the container mounts the disks anew
+    placement.forget(node.mapper.runtime, container)  # and with it our mark; the next start mounts the disks anew
     node.storage(container).release()
     node.log.info(f"the guest of {container} has powered itself off; released its disks")
 
