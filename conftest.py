@@ -12,12 +12,9 @@ others map and mount at the same time. It is not for CI.
 
 from __future__ import annotations
 
-import gc
 import itertools
 import os
 import signal
-import subprocess
-import tempfile
 from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -26,7 +23,7 @@ from pathlib import Path
 import pytest
 
 from mapper_core.runtime import ENVIRONMENT
-from mapper_core.testing import leaks, observe
+from mapper_core.testing import leaks, oracle
 from mapper_core.testing.guard import Guard
 from mapper_core.testing.report import ENVIRONMENT as REPORT_FILE
 from mapper_core.testing.report import Counts, Report
@@ -249,28 +246,6 @@ class Guarded:
             yield
 
 
-@pytest.fixture(scope="session")
-def privilege() -> str:
-    """Why this process cannot attach a loop device and mount it; empty when it can, which has been tried."""
-    with tempfile.TemporaryDirectory(prefix="mapper-probe-") as directory:
-        image, target = f"{directory}/image", f"{directory}/target"
-        os.mkdir(target)
-        with open(image, "wb") as file:
-            file.truncate(1 << 20)
-        try:
-            _run("mkfs.ext4", "-q", image)
-            _run("mount", "-o", "loop", image, target)  # umount detaches such a loop device
-            _run("umount", target)
-        except (OSError, subprocess.SubprocessError) as error:
-            stderr = getattr(error, "stderr", "") or ""
-            return f"this process cannot loop and mount: {stderr.strip() or error}"
-    return ""
-
-
-def _run(*argv: str) -> None:
-    subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60)
-
-
 # --- leaks --------------------------------------------------------------------------------------------------
 
 
@@ -284,15 +259,8 @@ def _runtime_of_the_run(request: pytest.FixtureRequest, tmp_path_factory: pytest
 
 
 @pytest.fixture(autouse=True)
-def runtime_dir(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty runtime directory of this test's own, also in ``MAPPER_RUNTIME_DIR``.
-
-    Its path is short, for the unix sockets in it (107 bytes, unix(7)).
-    """
-    path = tmp_path_factory.getbasetemp() / f"r{next(NUMBERS)}"
-    path.mkdir(0o700)
-    monkeypatch.setenv(ENVIRONMENT, str(path))
-    return path
+def _runtime_of_the_test(runtime_dir: Path) -> None:
+    """The host's own runtime directory is never used."""
 
 
 @pytest.fixture
@@ -304,10 +272,13 @@ def short_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _leaves_nothing_behind(
+def leak_oracle(
     request: pytest.FixtureRequest, runtime_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[None]:
-    """Fail the test that leaves something in use, and take that away so that the next one starts clean."""
+    """Fail the test that leaves something in use, and take that away so that the next one starts clean.
+
+    Everything new is counted, unlike in the fixture of this name that the tests of plugins elsewhere have.
+    """
     tier = _tier(request.node)
     if tier == "unit":
         yield
@@ -315,48 +286,14 @@ def _leaves_nothing_behind(
     if tier in PRIVILEGED and (problem := request.getfixturevalue("privilege")):
         pytest.skip(problem)
     request.getfixturevalue("tmp_path")  # set up first, so that it is removed after the mounts in it
-    runtime_dirs = (str(runtime_dir),)
-    scope = (str(tmp_path_factory.getbasetemp()),) if SHARED_HOST else None
+    runtime_dirs, own = (str(runtime_dir),), str(tmp_path_factory.getbasetemp())
+    scope = (own,) if SHARED_HOST else None
     before = leaks.snapshot(runtime_dirs)
     yield
-    found = leaks.diff(before, leaks.snapshot(runtime_dirs), scope)
-    if found:
-        gc.collect()  # a descriptor that only a reference cycle keeps open is no leak
-        found = leaks.wait_for_none(before, request.config.getoption("settle"), runtime_dirs, scope)
+    found = oracle.left(before, runtime_dirs, own, scope, request.config.getoption("settle"))
     if found:
         request.config.stash[REPORT].count(tier, "left behind by tests", Counts(leaks=len(found)))
-        # everything new is counted, but only what surely is this run's own is touched: the host may have other users
-        own = (str(tmp_path_factory.getbasetemp()),)
-        _clean(leaks.diff(before, leaks.snapshot(runtime_dirs), own))
         pytest.fail(f"the test has left something behind\n{found}", pytrace=False)
-
-
-def _clean(found: leaks.Leaks) -> None:
-    """Take away what leaked: mounts, the last first, then devices, then the processes that serve them.
-
-    :param found: leaks within this run's own directories. Never pass others: this unmounts and kills.
-    """
-    for item in reversed(found.items):
-        if item.kind in ("mount", "fuse") and item.pid:
-            _try("nsenter", "-t", str(item.pid), "-m", "umount", "--lazy", item.touches[0])
-    for item in found.items:
-        device = f"/dev/{item.key.split()[1]}"
-        if item.kind == "loop":
-            _try("losetup", "--detach", device)
-        elif item.kind == "nbd":
-            _try("qemu-nbd", "--disconnect", device)
-    alive = {item.key: item.pid for item in observe.processes()}
-    for item in found.items:
-        if item.kind in ("process", "child") and item.key in alive:
-            with suppress(ProcessLookupError):
-                os.kill(item.pid, signal.SIGTERM)
-        elif item.kind in ("file", "temporary"):
-            _try("rm", "-rf", "--one-file-system", item.touches[0])
-
-
-def _try(*argv: str) -> None:
-    with suppress(OSError, subprocess.SubprocessError):
-        _run(*argv)
 
 
 class WholeRun:

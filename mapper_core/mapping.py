@@ -177,9 +177,10 @@ class Mapper:
         with contextlib.ExitStack() as undo:
             undo.callback(lambda: self._undo(ledger.value))
             attachment = self.registry.map(disk, image, options, self._transports(ledger))
-            ledger.value = replace(ledger.value, attachment=attachment)
             device = undo.enter_context(contextlib.ExitStack())  # closed before it is taken away
-            reader = self._open_verified(ledger.value, image, device)
+            # what is undone until it is verified is what was recorded, and not what the plugin says
+            reader = self._open_verified(replace(ledger.value, attachment=attachment), image, device)
+            ledger.value = replace(ledger.value, attachment=attachment)
             table = self._read_table(attachment.device, disk.source, reader)
             ledger.change(size=reader.size, table=table, state=State.MAPPED)
             closing.push(device.pop_all())
@@ -215,7 +216,11 @@ class Mapper:
         if not device.startswith("/dev/") or not stat.S_ISBLK(found.st_mode):
             raise PluginFault(f"{blame}, which is no block device", subject=source)
         if record.resources:
-            if not self._owns_device(record):
+            try:
+                is_ours = self._owns_device(record)
+            except UsageError:  # a disk of the host, for example, where a loop device was made
+                is_ours = False
+            if not is_ours:
                 raise PluginFault(f"{blame}, which is not the device that was made for it", subject=source)
         elif any(other.attachment and other.attachment.device == device for other in self.journal.records()):
             raise PluginFault(f"{blame}, which is another disk", subject=source)

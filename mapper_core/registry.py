@@ -237,12 +237,8 @@ class Registry:
 
     def discover_partitions(self, device: str, read: ReadAt, size: int, sector_size: int) -> PartitionTable:
         """Ask all plugins, the core last, for the partitions of a device."""
-        found = _guard(
-            "discover_partitions",
-            lambda: self._manager.hook.discover_partitions(
-                device=device, read=read, size=size, sector_size=sector_size
-            ),
-        )
+        hook = self._manager.hook.discover_partitions
+        found = self._call("all", hook.name, lambda: hook(device=device, read=read, size=size, sector_size=sector_size))
         return answers.table(device, size, found)
 
     # --- pluggy ---
@@ -250,8 +246,21 @@ class Registry:
     def _ask(self, name: str, hook: str, /, **arguments: Any) -> Any:
         """Call a hook of exactly one plugin."""
         caller = self._callers.get((name, hook)) or self._caller(name, hook)
-        results = _guard(name, lambda: caller(**arguments))
-        return results[0] if results else None
+        return self._call(name, hook, lambda: next(iter(caller(**arguments)), None))
+
+    def _call(self, name: str, hook: str, call: Callable[[], Any]) -> Any:
+        """Let our errors through; anything else is a fault of the plugin.
+
+        :param name: of the plugin, for the error.
+        """
+        try:
+            return call()
+        except (MapperError, OSError):
+            raise
+        except (Exception, SystemExit) as error:
+            raise PluginFault(
+                f"the plugin {name} failed in {hook}: {type(error).__name__}: {error}", subject=name
+            ) from error
 
     def _caller(self, name: str, hook: str) -> pluggy.HookCaller:
         """Return what calls a hook of one plugin; made once, since plugins don't change after they are loaded."""
@@ -265,16 +274,6 @@ class Registry:
         others = [plugin for other, plugin in self._manager.list_name_plugin() if other != name and plugin is not None]
         caller = self._callers[name, hook] = self._manager.subset_hook_caller(hook, remove_plugins=others)
         return caller
-
-
-def _guard(name: str, call: Callable[[], Any]) -> Any:
-    """Let our errors through; anything else is a fault of the plugin."""
-    try:
-        return call()
-    except (MapperError, OSError):
-        raise
-    except (Exception, SystemExit) as error:
-        raise PluginFault(f"the plugin {name} failed: {type(error).__name__}: {error}", subject=name) from error
 
 
 def _problem_of_name(entry: EntryPoint, all_entries: tuple[EntryPoint, ...], blocked: set[str]) -> str:

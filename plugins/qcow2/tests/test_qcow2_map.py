@@ -14,7 +14,7 @@ from mapper_core.testing.images import qcow2
 pytestmark = pytest.mark.root
 
 MIB = 1 << 20
-READ_ONLY, READ_WRITE = MapOptions(Access.READ_ONLY), MapOptions(Access.READ_WRITE)
+READ_WRITE = MapOptions(Access.READ_WRITE)
 
 
 def run(*argv: str) -> None:
@@ -26,18 +26,6 @@ def content(tmp_path: Path) -> bytes:
     data = os.urandom(MIB) + bytes(2 * MIB) + os.urandom(MIB)
     (tmp_path / "raw").write_bytes(data)
     return data
-
-
-@pytest.mark.parametrize(
-    "options", [(), ("-c",), ("-o", "compat=0.10"), ("-o", "extended_l2=on"), ("-o", "cluster_size=512")]
-)
-def test_the_device_has_the_bytes_of_the_disk(tmp_path: Path, content: bytes, options: tuple[str, ...]) -> None:
-    path = f"{tmp_path}/disk"
-    run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", *options, f"{tmp_path}/raw", path)
-    mapper = Mapper.open()
-    device = mapper.map(Disk(path, "qcow2"), READ_ONLY, user="test").device
-    assert Path(device).read_bytes() == content
-    mapper.unmap(path, user="test")
 
 
 def test_a_chain_reached_through_a_link(tmp_path: Path, content: bytes) -> None:

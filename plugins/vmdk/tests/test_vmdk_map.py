@@ -15,7 +15,6 @@ pytestmark = pytest.mark.root
 
 MIB = 1 << 20
 READ_ONLY, READ_WRITE = MapOptions(Access.READ_ONLY), MapOptions(Access.READ_WRITE)
-WRITABLE = ("monolithicSparse", "monolithicFlat", "twoGbMaxExtentSparse", "twoGbMaxExtentFlat")
 
 
 @pytest.fixture
@@ -31,40 +30,16 @@ def convert(directory: Path, subformat: str, content: bytes) -> str:
     return path
 
 
-@pytest.mark.parametrize("subformat", [*WRITABLE, "streamOptimized"])
-def test_the_device_has_the_bytes_of_the_disk(tmp_path: Path, content: bytes, subformat: str) -> None:
-    path = convert(tmp_path, subformat, content)
-    mapper = Mapper.open()
-    device = mapper.map(Disk(path, "vmdk"), READ_ONLY, user="test").device
-    assert Path(device).read_bytes() == content
-    mapper.unmap(path, user="test")
-
-
-@pytest.mark.parametrize("subformat", WRITABLE)
-def test_writes_stay(tmp_path: Path, content: bytes, subformat: str) -> None:
-    path = convert(tmp_path, subformat, content)
-    mapper = Mapper.open()
-    for _round in range(3):
-        mapped = mapper.map(Disk(path, "vmdk"), READ_WRITE, user="test")
-        with open(mapped.device, "r+b", buffering=0) as device:
-            device.seek(2 * MIB)
-            assert device.read(4096) == (b"x" if _round else b"\0") * 4096
-            device.seek(2 * MIB)
-            device.write(b"x" * 4096)
-            os.fsync(device)
-        mapper.unmap(path, user="test")
-    device_path = mapper.map(Disk(path, "vmdk"), READ_ONLY, user="test").device
-    assert Path(device_path).read_bytes() == content[: 2 * MIB] + b"x" * 4096 + content[2 * MIB + 4096 :]
-    mapper.unmap(path, user="test")
-
-
-def test_a_stream_is_not_written(tmp_path: Path, content: bytes) -> None:
+def test_a_stream_is_read_and_not_written(tmp_path: Path, content: bytes) -> None:
     path = convert(tmp_path, "streamOptimized", content)
     mapper = Mapper.open()
     with pytest.raises(ReadOnlyImage) as caught:
         mapper.map(Disk(path, "vmdk"), READ_WRITE, user="test")
     assert "read-only" in caught.value.hint
     assert mapper.mapped() == ()
+    device = mapper.map(Disk(path, "vmdk"), READ_ONLY, user="test").device
+    assert Path(device).read_bytes() == content
+    mapper.unmap(path, user="test")
 
 
 def test_a_descriptor_that_names_a_host_file(tmp_path: Path) -> None:

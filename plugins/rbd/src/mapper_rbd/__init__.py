@@ -5,9 +5,8 @@ The cluster is asked through its own Python bindings, which are the operating sy
 
 from __future__ import annotations
 
-import dataclasses
-
 from mapper_core import Attachment, Disk, ImageInfo, MapOptions, Snapshot, Transports, hookimpl
+from mapper_core.frozen import replace
 from mapper_core.resources import PluginResource
 
 MAPPER_API = (1, 1)
@@ -107,7 +106,7 @@ def snapshots(disk: Disk) -> tuple[Snapshot, ...]:
     """List the snapshots."""
     from mapper_rbd import cluster, names, session, snapshot_list
 
-    name = dataclasses.replace(names.parse(disk.source), snapshot="")
+    name = replace(names.parse(disk.source), snapshot="")
     with session.open_volume(name, cluster.from_settings(disk.settings)) as volume:
         return snapshot_list.list_all(volume)
 
