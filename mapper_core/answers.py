@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 #: Images in a chain of backing files; more can only be a circle.
 MAX_CHAIN = 1000
-#: Schemes whose partitions are ranges of the device that the core tells to the kernel.
-RANGES = ("gpt", "dos")
 
 
 def attachment(disk: Disk, value: object) -> Attachment:
@@ -88,7 +86,7 @@ def table(device: str, size: int, value: object) -> PartitionTable:
     """
     if not isinstance(value, PartitionTable) or not _is_table(value):
         raise _fault("", "discover_partitions", value, device)
-    if value.scheme in RANGES:
+    if value.scheme != "none":
         from mapper_core.partitions.layout import MAX_NUMBER, Extent, check_inside, check_overlaps
 
         extents = [Extent(item.start, item.size, f"partition {item.number}") for item in value.partitions]
@@ -142,7 +140,9 @@ def _is_table(value: PartitionTable) -> bool:
 
 
 def _is_partition(value: Partition) -> bool:
-    texts = (value.type, value.uuid, value.label, value.device)
+    if not isinstance(value.names, tuple):
+        return False
+    texts = (value.type, value.uuid, value.label, value.device, *value.names)
     numbers = (value.number, value.start, value.size)
     return all(_is_size(number) for number in numbers) and all(isinstance(text, str) for text in texts)
 

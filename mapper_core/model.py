@@ -135,6 +135,7 @@ class Partition:
     :param uuid: PARTUUID as ``blkid`` prints it, lower case; empty without one.
     :param label: GPT partition name; empty without one.
     :param device: block device node, such as ``/dev/loop0p1``; empty while there is none.
+    :param names: device nodes by which the guest calls it, if not by disk and number: ``/dev/mapper/vg-root``.
     """
 
     number: int
@@ -144,13 +145,14 @@ class Partition:
     uuid: str = ""
     label: str = ""
     device: str = ""
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class PartitionTable:
     """What was found on a device.
 
-    :param scheme: ``gpt``, ``dos`` or ``none`` (a bare filesystem, or an empty device).
+    :param scheme: ``gpt``, ``dos``, ``none`` (a bare filesystem, or an empty device), or what a plugin has found.
     :param sector_size: logical sector size of the table, bytes.
     :param partitions: in table order; for ``none`` one partition with number 0 that spans the device.
     :param uuid: disk GUID or ``dos`` disk signature, lower case.

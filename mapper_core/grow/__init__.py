@@ -58,6 +58,10 @@ def plan(read: ReadAt, size: int, table: PartitionTable, number: int) -> Growth:
     if partition is None:
         known = ", ".join(str(item.number) for item in table.partitions)
         raise NotFound(f"there is no partition {number}", hint=f"there are: {known or 'none'}")
+    if partition.names:
+        raise NotSupported(
+            f"{partition.label or number} is a logical volume; those do not grow from outside of the guest"
+        )
     if table.scheme == "none":
         return Growth(dataclasses.replace(partition, size=size), ())
     if table.scheme == "gpt":

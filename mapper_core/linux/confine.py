@@ -16,8 +16,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 # include/uapi/linux/capability.h
+CAP_CHOWN = 0
 CAP_DAC_OVERRIDE = 1
+CAP_FOWNER = 3
+CAP_IPC_LOCK = 14
 CAP_SYS_ADMIN = 21
+CAP_SYS_NICE = 23
+CAP_MKNOD = 27
 _VERSION_3 = 0x20080522
 
 _PR_SET_NO_NEW_PRIVS = 38  # include/uapi/linux/prctl.h

@@ -3,8 +3,8 @@
 Decisions that are not obvious:
 
 - Only what is on this disk is mounted. A line that names something else is an error, because a system without its
-  ``/var`` that starts anyway does harm; ``nofail`` turns the error into a skipped line. LVM, LUKS and RAID
-  (``/dev/mapper/...``, ``/dev/md0``) are such lines.
+  ``/var`` that starts anyway does harm; ``nofail`` turns the error into a skipped line. LUKS, RAID, and
+  logical volumes that no plugin has found (``/dev/mapper/...``, ``/dev/md0``) are such lines.
 - What the guest itself mounts (``tmpfs``, ``proc``, binds, overlays, network) is skipped, also at reserved places such
   as ``/run``. A *block* filesystem at ``/proc``, ``/sys``, ``/dev``, ``/run`` or below is refused, ``nofail`` or not.
 - ``/boot``, ``/efi`` and ``/boot/efi`` are for boot loaders, a container starts without them: when this kernel
@@ -138,7 +138,9 @@ class _Planner:
         ]
         self._subvolume = subvolume
         root_spec = next((entry.spec for entry in self._entries if _names_root(entry)), "")
-        self._disks = own_disks([entry.spec for entry in self._entries], root_spec)
+        named = {name for volume in volumes for name in volume.partition.names}
+        specs = [entry.spec for entry in self._entries if entry.spec not in named]
+        self._disks = own_disks(specs, "" if root_spec in named else root_spec)
 
     def plan(self) -> MountPlan:
         for entry in self._entries:

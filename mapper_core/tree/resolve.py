@@ -80,6 +80,8 @@ def resolve(spec: str, volumes: tuple[Volume, ...], disks: frozenset[str], root:
     :param disks: names of this disk in the guest, see :func:`own_disks`.
     :param root: what ``/dev/root`` means.
     """
+    if any(spec in volume.partition.names for volume in volumes):
+        return _unique(spec, volumes, lambda volume: spec in volume.partition.names)
     name, equals, value = spec.partition("=")
     if equals and name in _TAGS:
         return _unique(spec, volumes, _by_tag(name, _unquote(value)))
@@ -95,7 +97,9 @@ def resolve(spec: str, volumes: tuple[Volume, ...], disks: frozenset[str], root:
     if disk:
         return Match(None, f"{shown(spec)} is on another disk than the root, or it is not known on which")
     if spec.startswith(("/dev/mapper/", "/dev/dm-", "/dev/md")):
-        return Match(None, f"{shown(spec)} needs LVM, LUKS or RAID, which is not assembled from inside of an image")
+        return Match(
+            None, f"{shown(spec)} is no logical volume of this disk that can be used; LUKS and RAID are not opened"
+        )
     return Match(None, f"{shown(spec)} names nothing on this disk")
 
 

@@ -123,7 +123,7 @@ def no_root(volumes: tuple[Volume, ...], reason: str = "no partition looks like 
     """Make the error that lists what is on the disk."""
     what = "; ".join(map(describe, volumes)) or "the disk has no partitions"
     wrapped = any(volume.filesystem.type in ("LVM2_member", "crypto_LUKS", "linux_raid_member") for volume in volumes)
-    hint = "LVM, LUKS and RAID inside of an image need a plugin that opens them" if wrapped else HINT
+    hint = "LVM inside of an image needs the plugin mapper-lvm; LUKS and RAID are not opened" if wrapped else HINT
     return NoRootFound(f"{reason}found: {what}", hint=hint)
 
 

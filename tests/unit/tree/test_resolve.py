@@ -93,9 +93,9 @@ def test_found(spec: str, expected: Volume) -> None:
         ("/dev/sda²", "names nothing"),
         ("/dev/nvme0n12", "another disk"),
         ("/dev/sda2/../sda1", "names nothing"),
-        ("/dev/mapper/vg-root", "LVM"),
-        ("/dev/dm-0", "LVM"),
-        ("/dev/md127", "LVM"),
+        ("/dev/mapper/vg-root", "no logical volume"),
+        ("/dev/dm-0", "no logical volume"),
+        ("/dev/md127", "RAID are not opened"),
         ("/dev/vg/root", "names nothing"),
         ("/dev/disk/by-uuid/", "not on this disk"),
         ("/dev/disk/by-dname/root", "names nothing"),
@@ -197,3 +197,12 @@ def test_hints_that_lead_nowhere(hint: str) -> None:
 
 def test_hint_of_a_whole_disk() -> None:
     assert resolve_hint("0", BARE).volume == resolve_hint("vda", BARE).volume == BARE[0]
+
+
+def test_names_of_the_guest_itself() -> None:
+    """M-21: whatever a logical volume is called, it is the same one; such a name is no guess at the disk's own."""
+    names = ("/dev/vg/root", "/dev/mapper/vg-root", "/dev/disk/by-id/dm-name-vg-root")
+    root = Volume(Partition(5, 5 << 20, 1 << 20, names=names), Filesystem("ext4"))
+    for name in names:
+        assert resolve(name, (EFI, root), DISKS).volume == root
+    assert resolve("/dev/mapper/vg-home", (EFI, root), DISKS).volume is None
