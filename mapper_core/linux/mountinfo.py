@@ -5,11 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import re
+import struct
 
 from mapper_core.errors import KernelError, NotFound
 from mapper_core.frozen import dataclass
 from mapper_core.linux.files import read_bytes
-from mapper_core.linux.syscalls import kernel_error
+from mapper_core.linux.syscalls import AT_FDCWD, kernel_error, statx_of_name
+
+#: struct statx: the attributes of the file, and which of them this kernel can tell; the device of its filesystem.
+_STATX_ATTRIBUTES = struct.Struct("=8xQ40xQ")
+_STATX_DEVICE = struct.Struct("=136xII")
+_MOUNT_ROOT = 0x2000  # STATX_ATTR_MOUNT_ROOT, kernel 5.8
 
 # The kernel escapes blank, tab, newline, backslash and '#' as three octal digits (fs/proc_namespace.c: mangle()).
 _ESCAPE = re.compile(rb"\\([0-3][0-7]{2})")
@@ -140,3 +146,40 @@ def under(path: str, *, pid: str | int = "self") -> tuple[MountEntry, ...]:
     """
     path = os.path.normpath(path)
     return tuple(entry for entry in _entries_with(path, pid) if entry.target == path or is_below(entry.target, path))
+
+
+# --- without the mount table ----------------------------------------------------------------------------
+#
+# The table has a line for every mount of every container of the host. What is asked about one directory, the kernel can
+# answer in constant time.
+
+
+def device_on(name: str, *, parent_fd: int = AT_FDCWD) -> int | None:
+    """The device number (``st_dev``) of what is mounted on exactly this directory, the topmost; ``None`` when nothing is.
+
+    :param name: a path, or a name in the directory ``parent_fd``; a final symbolic link is not followed.
+    :raises OSError: there is no such directory.
+    """
+    status = statx_of_name(name, parent_fd)
+    attributes, known = _STATX_ATTRIBUTES.unpack_from(status)
+    if not attributes & known & _MOUNT_ROOT:
+        return None
+    return os.makedev(*_STATX_DEVICE.unpack_from(status))
+
+
+def is_clear(directory: str) -> bool:
+    """Whether nothing is mounted on a directory or below it, or there is no such directory.
+
+    Below an empty directory nothing can be: a mount needs a name to be mounted on.
+
+    :param directory: as for :func:`at`.
+    """
+    try:
+        if device_on(directory) is not None:
+            return False
+        with os.scandir(directory) as names:
+            if next(names, None) is None:
+                return True
+    except FileNotFoundError:
+        return True
+    return not below(directory)

@@ -130,6 +130,20 @@ def new_filesystem(
         os.close(context)
 
 
+def is_known(fstype: str) -> bool:
+    """Whether this kernel can mount a type of filesystem; its module is loaded for that if there is one.
+
+    :raises KernelError: it does not tell, for want of privilege.
+    """
+    try:
+        os.close(syscall(FSOPEN, fstype.encode(), _FSOPEN_CLOEXEC))
+    except OSError as error:
+        if error.errno == errno.ENODEV:
+            return False
+        raise kernel_error(error, f"cannot ask for the filesystem {fstype}") from error
+    return True
+
+
 def clone_tree(source: int | str, *, recursive: bool) -> int:
     """A detached copy of a mount (a bind mount that is not attached anywhere yet).
 
@@ -230,15 +244,31 @@ def unmount(path: str, *, parent_fd: int | None = None, detach: bool = False) ->
     :raises DeviceBusy: naming the holders.
     :raises KernelError: for all else.
     """
-    full = path
-    if parent_fd is not None:
-        if "/" in path or path in ("", ".", ".."):
-            raise UsageError("is not a single name", subject=path)
-        full = f"/proc/self/fd/{parent_fd}/{path}"
+    full = _full_name(path, parent_fd)
     try:
         call("umount2", os.fsencode(full), _UMOUNT_NOFOLLOW | (_MNT_DETACH if detach else 0))
     except OSError as error:
         raise _unmount_error(error, full, path) from error
+
+
+def try_unmount(path: str, *, parent_fd: int | None = None) -> bool:
+    """As :func:`unmount`, but ``False`` when the mount is in use, or has others below it; does not look for who uses it."""
+    full = _full_name(path, parent_fd)
+    try:
+        call("umount2", os.fsencode(full), _UMOUNT_NOFOLLOW)
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            return False
+        raise _unmount_error(error, full, path) from error
+    return True
+
+
+def _full_name(path: str, parent_fd: int | None) -> str:
+    if parent_fd is None:
+        return path
+    if "/" in path or path in ("", ".", ".."):
+        raise UsageError("is not a single name", subject=path)
+    return f"/proc/self/fd/{parent_fd}/{path}"
 
 
 def unmount_fd(mount_fd: int) -> None:

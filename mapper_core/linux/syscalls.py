@@ -34,9 +34,11 @@ AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
 AT_SYMLINK_NOFOLLOW = 0x100
 AT_RECURSIVE = 0x8000
+_AT_NO_AUTOMOUNT = 0x800
 _AT_STATX_FORCE_SYNC = 0x2000
 _AT_STATX_DONT_SYNC = 0x4000
 _STATX_SIZE = 0x200
+_MAX_ARGUMENTS = 6
 
 
 @functools.cache
@@ -54,22 +56,19 @@ def libc() -> ctypes.CDLL:
 
     library = ctypes.CDLL(None, use_errno=True)
     library.syscall.restype = ctypes.c_long
+    library.syscall.argtypes = (ctypes.c_long, *[ctypes.c_void_p] * _MAX_ARGUMENTS)
     return library
 
 
 def syscall(number: int, *arguments: int | bytes | None) -> int:
     """Make system call ``number``; see :manpage:`syscall(2)`.
 
-    :param arguments: integers are passed as long, bytes as a pointer to a copy that the kernel may only read
-        (a NUL is appended), ``None`` as NULL.
+    :param arguments: integers are passed as long, bytes as a pointer to memory that the kernel may only read (a NUL
+        follows), ``None`` as NULL. At most six.
     :returns: the result, never negative.
     :raises OSError: with the errno of the call.
     """
-    import ctypes
-
-    library = libc()
-    converted = [ctypes.c_long(item) if isinstance(item, int) else ctypes.c_char_p(item) for item in arguments]
-    result: int = library.syscall(ctypes.c_long(number), *converted)
+    result: int = libc().syscall(number, *arguments, *(None,) * (_MAX_ARGUMENTS - len(arguments)))
     if result < 0:
         raise last_error()
     return result
@@ -107,11 +106,19 @@ def size_from_server(path: str) -> int:
     return int.from_bytes(_statx(path, _AT_STATX_FORCE_SYNC, _STATX_SIZE)[0x28:0x30], sys.byteorder)
 
 
-def _statx(path: str, flags: int, mask: int) -> bytes:
+def statx_of_name(name: str, parent_fd: int = AT_FDCWD) -> bytes:
+    """As :func:`statx_without_sync`, not following a final symbolic link, and mounting nothing that mounts itself.
+
+    :param parent_fd: directory in which the name is; ignored for an absolute path.
+    """
+    return _statx(name, _AT_STATX_DONT_SYNC | AT_SYMLINK_NOFOLLOW | _AT_NO_AUTOMOUNT, 1, parent_fd)
+
+
+def _statx(path: str, flags: int, mask: int, parent_fd: int = AT_FDCWD) -> bytes:
     import ctypes
 
     status = ctypes.create_string_buffer(256)
-    if libc().statx(AT_FDCWD, os.fsencode(path), flags, mask, status) < 0:
+    if libc().statx(parent_fd, os.fsencode(path), flags, mask, status) < 0:
         raise last_error()
     return status.raw
 

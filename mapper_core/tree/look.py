@@ -20,11 +20,10 @@ from mapper_core.errors import (
     UnsafePath,
 )
 from mapper_core.linux import beneath, mounts
-from mapper_core.linux.files import read_bytes
 from mapper_core.model import Access, MountPlan, PartitionTable, Volume
 from mapper_core.partitions import ReadAt, window
 from mapper_core.tree import fstab, plan, roots, superblock
-from mapper_core.tree.options import ALLOWED_FILESYSTEMS, driver, filter_options
+from mapper_core.tree.options import ALLOWED_FILESYSTEMS, EXT_FAMILY, driver, filter_options
 
 #: Larger files are no fstab (S-07).
 MAX_FSTAB = 1 << 20
@@ -88,15 +87,11 @@ def _plan_system(found: tuple[Volume, ...], policy: plan.PlanPolicy, purpose: Pu
 
 
 def kernel_filesystems(found: tuple[Volume, ...]) -> frozenset[str]:
-    """Return the filesystem types that this kernel can mount, now or (of those on the disk) after loading a
-    module.
-    """
-    known = {line.rpartition("\t")[2] for line in read_bytes("/proc/filesystems").decode("ascii").splitlines()}
+    """Return which of the filesystem types on the disk, and of those whose drivers serve them as well, this kernel can mount."""
     wanted = {volume.filesystem.type for volume in found} & ALLOWED_FILESYSTEMS
-    if missing := {f"fs-{name}" for name in wanted - known}:
-        with suppress(OSError), open(f"/lib/modules/{os.uname().release}/modules.alias", encoding="utf-8") as file:
-            known |= {words[1][3:] for line in file if len(words := line.split()) == 3 and words[1] in missing}
-    return frozenset(known)
+    if wanted & EXT_FAMILY:
+        wanted.add("ext4")
+    return frozenset(name for name in wanted if mounts.is_known(name))
 
 
 def _evidence(found: tuple[Volume, ...], policy: plan.PlanPolicy) -> Iterator[roots.RootEvidence]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
 
 from mapper_core.errors import (
     DeviceBusy,
@@ -95,7 +94,7 @@ def mount_tree(mapper: Mapper, request: TreeRequest) -> MountedTree:
                     hint="unmount it first: mapper-cli umount",
                 )
             dismantle_locked(mapper, old)
-        if mountinfo.under(directory):  # also below: what we cover there could never be told from our own mounts
+        if not mountinfo.is_clear(directory):  # also below: what we cover there could never be told from our own mounts
             raise UsageError("something else is mounted here", subject=directory, hint="choose another directory")
         identity = mapper.identify(request.disk)
         tree = TreeRecord(directory, identity.id, request.owner, mapper.boot, own_directory=staging)
@@ -243,15 +242,15 @@ def _carry_out(plan: MountPlan, directory: str, idmap: IdMap | None) -> None:
         root_fd = -1
         for mount in plan.mounts:
             try:
-                with _opened(mount) as mount_fd:
-                    target_fd = _open_directory(directory) if mount.target == "/" else _target(root_fd, mount)
-                    try:
-                        mounts.attach(mount_fd, target_fd)
-                    finally:
-                        os.close(target_fd)
-                    if mount.target == "/":
-                        root_fd = os.dup(mount_fd)
-                        stack.callback(os.close, root_fd)
+                mount_fd = _detached(mount)
+                stack.callback(os.close, mount_fd)
+                target_fd = _open_directory(directory) if mount.target == "/" else _target(root_fd, mount)
+                try:
+                    mounts.attach(mount_fd, target_fd)
+                finally:
+                    os.close(target_fd)
+                if mount.target == "/":
+                    root_fd = mount_fd
             except MapperError as error:
                 if not mount.optional or mount.target == "/":
                     if isinstance(error, (UnsafePath, NotFound)):
@@ -295,22 +294,17 @@ def _open_directory(directory: str) -> int:
     return os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
-@contextlib.contextmanager
-def _opened(mount: Mount) -> Iterator[int]:
-    """A detached mount with its flags."""
+def _detached(mount: Mount) -> int:
+    """A detached mount with its flags; closing it without attaching it unmounts it."""
     options = tuple(option for option in mount.options if option not in MOUNT_ATTRIBUTES)
     if mount.subvolume:
         options = (*options, f"subvol={mount.subvolume}")
     attributes = STAGING
     for name in set(mount.options) & _ATTRIBUTES.keys():
         attributes |= _ATTRIBUTES[name]
-    fd = mounts.new_filesystem(
+    return mounts.new_filesystem(
         mount.fstype, mount.volume.partition.device, options=options, access=mount.access, attributes=attributes
     )
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 def _target(root_fd: int, mount: Mount) -> int:
@@ -326,6 +320,8 @@ def _unmount_all(directory: str, devices: tuple[str, ...]) -> None:
 
     :param devices: what may be mounted there.
     """
+    if _unmount_single(directory, devices):
+        return
     found = mountinfo.under(directory)
     for entry in sorted(found, key=lambda entry: (entry.target.count("/"), entry.id), reverse=True):
         if entry.source not in devices:
@@ -340,6 +336,24 @@ def _unmount_all(directory: str, devices: tuple[str, ...]) -> None:
             mounts.unmount(name, parent_fd=parent_fd)
         finally:
             os.close(parent_fd)
+
+
+def _unmount_single(directory: str, devices: tuple[str, ...]) -> bool:
+    """Unmount a tree that is a single mount; the device of the filesystem tells that it is ours.
+
+    :returns: whether that was all: the directory is no mount point any more. The kernel unmounts nothing that has other
+        mounts below it.
+    """
+    parent, name = os.path.split(directory)
+    with contextlib.suppress(FileNotFoundError):  # after a crash: directory or device are gone, or were never made
+        ours = {os.stat(device).st_rdev for device in devices if device.startswith("/dev/")}
+        parent_fd = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            if mountinfo.device_on(name, parent_fd=parent_fd) in ours and mounts.try_unmount(name, parent_fd=parent_fd):
+                return mountinfo.device_on(name, parent_fd=parent_fd) is None
+        finally:
+            os.close(parent_fd)
+    return False
 
 
 def _open_parent(directory: str, parent: str) -> int:

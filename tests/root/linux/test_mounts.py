@@ -413,6 +413,68 @@ def test_disk_10_is_not_below_disk_1(tmp_path: Path) -> None:
         mounts.unmount(str(tmp_path / "disk.10"))
 
 
+def test_what_is_on_a_directory_is_told_without_the_table(disk: str, target: Path) -> None:
+    with directory_fd(target.parent) as parent:
+
+        def number() -> int | None:
+            return mountinfo.device_on("target", parent_fd=parent)
+
+        assert number() is None
+        mount(disk, target)
+        assert number() == mountinfo.device_on(str(target)) == os.stat(disk).st_rdev
+        mount("x", target, "tmpfs")
+        assert number() == target.stat().st_dev != os.stat(disk).st_rdev, "the topmost counts"
+        (target / "sub").mkdir()
+        assert mountinfo.device_on(str(target / "sub")) is None, "a directory in a mount is no mount"
+        (target / "link").symlink_to(target)
+        assert mountinfo.device_on(str(target / "link")) is None, "a link to one is none either"
+    with pytest.raises(FileNotFoundError):
+        mountinfo.device_on(str(target / "none"))
+
+
+def test_clear_is_what_nothing_is_mounted_on_or_below(disk: str, target: Path) -> None:
+    assert mountinfo.is_clear(str(target / "none"))
+    assert mountinfo.is_clear(str(target))
+    (target / "a" / "b").mkdir(parents=True)
+    assert mountinfo.is_clear(str(target))
+    mount(disk, target / "a" / "b")
+    assert not mountinfo.is_clear(str(target)), "two levels below"
+    assert not mountinfo.is_clear(str(target / "a" / "b")), "on it"
+    assert mountinfo.is_clear(str(target / "a" / "b" / "lost+found"))
+    mounts.unmount(str(target / "a" / "b"))
+    (target / "file").touch()
+    bound = mounts.clone_tree(str(target / "file"), recursive=False)
+    with closing(bound), closing(os.open(target / "file", os.O_PATH)) as onto:
+        mounts.attach(bound, onto)
+    assert not mountinfo.is_clear(str(target)), "a file can be a mount point too"
+    mounts.unmount(str(target / "file"))
+    mount("x", target, "tmpfs")
+    assert not mountinfo.is_clear(str(target)), "empty, but a mount itself"
+
+
+def test_to_try_to_unmount_changes_nothing_when_it_is_in_use(disk: str, target: Path) -> None:
+    mount(disk, target)
+    (target / "sub").mkdir()
+    mount("x", target / "sub", "tmpfs")
+    before = mountinfo.under(str(target))
+    assert not mounts.try_unmount(str(target)), "it has a mount below it"
+    assert mountinfo.under(str(target)) == before
+    mounts.unmount(str(target / "sub"))
+    with (target / "mine").open():
+        assert not mounts.try_unmount(str(target))
+    with directory_fd(target.parent) as parent:
+        assert mounts.try_unmount("target", parent_fd=parent)
+    with pytest.raises(NotMapped):
+        mounts.try_unmount(str(target))
+
+
+def test_types_of_filesystems_that_the_kernel_knows() -> None:
+    listed = {line.rpartition("\t")[2] for line in Path("/proc/filesystems").read_text().splitlines()}
+    assert "tmpfs" in listed
+    assert all(mounts.is_known(name) for name in listed & {"ext4", "tmpfs", "proc", "xfs", "btrfs"})
+    assert not mounts.is_known("no-such-filesystem")
+
+
 def test_another_process_sees_its_own_table(elsewhere: Elsewhere, tmp_path: Path) -> None:
     pid = elsewhere('mount -t tmpfs x "$1"', tmp_path)
     assert len(mountinfo.at(str(tmp_path), pid=pid)) == 1
