@@ -89,7 +89,7 @@ class Journal:
         try:
             return _record_from_json(data)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise _corrupt(self._path(record_id), f"misses or garbles a field: {error!r}") from error
+            raise corrupt(self._path(record_id), f"misses or garbles a field: {error!r}") from error
 
     def __contains__(self, record_id: str) -> bool:
         return os.path.exists(self._path(record_id))
@@ -148,9 +148,9 @@ def read_json(path: str, version: int) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise _corrupt(path, f"is not JSON: {error}") from error
+        raise corrupt(path, f"is not JSON: {error}") from error
     if not isinstance(data, dict):
-        raise _corrupt(path, "is not a JSON object")
+        raise corrupt(path, "is not a JSON object")
     if data.get("version") != version:
         raise StateCorrupt(
             f"was written by another version of Mapper (journal version {data.get('version')}, this one reads {version})",
@@ -170,12 +170,20 @@ def remove_json(path: str) -> None:
     directory, _, name = path.rpartition("/")
     with contextlib.suppress(FileNotFoundError):
         for entry in os.listdir(directory):
-            pid = entry.removeprefix(f".{name}.")
-            if pid != entry and not os.path.exists(f"/proc/{pid}"):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(f"{directory}/{entry}")
+            if entry.startswith(f".{name}."):
+                _remove_if_left(f"{directory}/{entry}")
         os.unlink(path)
         _sync_directory(directory)
+
+
+def _remove_if_left(temporary: str) -> None:
+    """Remove a half-written file, unless its writer lives."""
+    from mapper_core.linux import process_info
+
+    pid = temporary.rpartition(".")[2]
+    if pid.isdigit() and not process_info.is_running(int(pid)):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
 
 
 def _sync_directory(directory: str) -> None:
@@ -186,7 +194,11 @@ def _sync_directory(directory: str) -> None:
         os.close(fd)
 
 
-def _corrupt(path: str, why: str) -> StateCorrupt:
+def corrupt(path: str, why: str) -> StateCorrupt:
+    """The error for a record that makes no sense.
+
+    :param why: it does not; the end of a sentence that begins with the path.
+    """
     return StateCorrupt(
         why, subject=path, hint="move the file away; `mapper-cli doctor` then shows what is left on the host"
     )

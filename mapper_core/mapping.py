@@ -43,12 +43,16 @@ from mapper_core.transports import Transports
 from mapper_core.transports.base import Scope
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from mapper_core.resources import Resource
 
 #: The user in whose name ``mapper-cli map`` maps.
 CLI_USER = "cli"
+#: How long the undoing of something that failed waits for others who work on the disk.
+UNDO_SECONDS = 20.0
+#: What a process maps for as long as it lives is held by ``pid:<number>``.
+PROCESS_PREFIX = "pid:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +114,11 @@ class Mapper:
         record = self._find(target)
         return _as_mapped(record) if record is not None and self._is_live(record) else None
 
+    def is_held(self, record_id: str, *, user: str) -> bool:
+        """Say whether a user holds a mapping, however far that has come."""
+        record = self.journal.read(record_id)
+        return record is not None and user in record.users
+
     # --- map ---
 
     def map(self, disk: Disk, options: MapOptions, *, user: str) -> MappedDisk:
@@ -160,8 +169,10 @@ class Mapper:
                 subject=disk.source,
                 hint="unmap it first",
             )
-        if user not in record.users:
-            record = replace(record, users=(*record.users, user))
+        living = _living(record.users)
+        users = living if user in living else (*living, user)
+        if users != record.users:
+            record = replace(record, users=users)
             self.journal.write(record)
         return _as_mapped(record)
 
@@ -250,10 +261,11 @@ class Mapper:
 
     # --- unmap ---
 
-    def unmap(self, target: str, *, user: str) -> None:
+    def unmap(self, target: str, *, user: str, patience: float = 0.0) -> None:
         """Revert a map, when ``user`` was the last who holds it.
 
         :param target: image, device node, partition node or id.
+        :param patience: how long to wait for others who work on the disk, seconds; :data:`UNDO_SECONDS` for what has to be undone.
         :raises ImageInUse: others hold the mapping, and ``user`` does not.
         :raises DeviceBusy: something holds the device; nothing was changed.
         :raises NotMapped: the target is a device that was not mapped by us.
@@ -262,17 +274,17 @@ class Mapper:
         if record_id is None:
             _refuse_foreign_device(target)
             return
-        with self.releasing(record_id, user=user):
+        with self.releasing(record_id, user=user, patience=patience):
             pass
 
     @contextlib.contextmanager
-    def releasing(self, record_id: str, *, user: str) -> Iterator[MappedDisk | None]:
+    def releasing(self, record_id: str, *, user: str, patience: float = 0.0) -> Iterator[MappedDisk | None]:
         """As :meth:`unmap`, at the end of a block that takes away what uses the disk. Meanwhile the disk is locked.
 
         :returns: the disk; ``None`` when it is not mapped, or only half.
         :raises Busy: another process works on it.
         """
-        with self.lock(record_id):
+        with self.lock(record_id, patience):
             record = self.journal.read(record_id)
             live = record is not None and self._is_live(record)
             yield _as_mapped(record) if record is not None and live else None
@@ -281,21 +293,38 @@ class Mapper:
             if not live:
                 self._undo(record)
                 return
-            others = tuple(name for name in record.users if name != user)
+            others = tuple(name for name in _living(record.users) if name != user)
             if user not in record.users and others:
                 raise ImageInUse(
                     f"the mapping is held by {', '.join(others)}",
                     subject=record.disk.source,
                     hint="let its holder release it",
                 )
-            if others:
-                self.journal.write(replace(record, users=others))
-                return
-            assert record.attachment is not None
-            # refused by the kernel while the device or a partition of it is mounted anywhere, in any namespace
-            with block.exclusive(record.attachment.device):
-                pass
-            self._undo(record)
+            self._release(record, others)
+
+    def let_go(self, record_id: str, user: str, is_gone: Callable[[], bool]) -> bool:
+        """As :meth:`unmap`, on behalf of a user that is gone; ``False`` when there is nothing to do.
+
+        :param is_gone: asked again when nobody else can change the mapping any more.
+        :raises Busy: another process works on it, or something holds the device.
+        """
+        with self.lock(record_id):
+            record = self.journal.read(record_id)
+            if record is None or not self._is_live(record) or user not in record.users or not is_gone():
+                return False
+            self._release(record, tuple(name for name in record.users if name != user))
+            return True
+
+    def _release(self, record: Record, others: tuple[str, ...]) -> None:
+        """Leave a mapping to its other users, or take it away when there are none. With the disk locked."""
+        if others:
+            self.journal.write(replace(record, users=others))
+            return
+        assert record.attachment is not None
+        # refused by the kernel while the device or a partition of it is mounted anywhere, in any namespace
+        with block.exclusive(record.attachment.device):
+            pass
+        self._undo(record)
 
     def _undo(self, record: Record) -> None:
         """Take away whatever a record describes, however far its maker came, and the record last."""
@@ -341,12 +370,13 @@ class Mapper:
 
     # --- helpers ---
 
-    def lock(self, record_id: str) -> contextlib.AbstractContextManager[None]:
+    def lock(self, record_id: str, patience: float = 0.0) -> contextlib.AbstractContextManager[None]:
         """Lock one disk against other processes. The lock file goes with the record.
 
+        :param patience: how long to wait for it, seconds.
         :raises Busy: another process has the lock.
         """
-        return locks.try_lock_of(f"{self.runtime.locks}/{record_id}", lambda: record_id in self.journal)
+        return locks.try_lock_of(f"{self.runtime.locks}/{record_id}", lambda: record_id in self.journal, patience)
 
     def settled(self, record_id: str) -> Record | None:
         """Return the record of a mapping that exists; what a crash left half done is undone. With the disk locked."""
@@ -441,6 +471,19 @@ class _JournalLedger:
 
     def record(self, resource: Resource) -> None:
         self.change(resources=(*self.value.resources, resource))
+
+
+def _living(users: tuple[str, ...]) -> tuple[str, ...]:
+    """Leave out the processes that have ended: they were killed before they could let go."""
+    if not any(user.startswith(PROCESS_PREFIX) for user in users):
+        return users
+    from mapper_core.linux import process_info
+
+    return tuple(
+        user
+        for user in users
+        if not (pid := user.removeprefix(PROCESS_PREFIX)).isdigit() or pid == user or process_info.is_running(int(pid))
+    )
 
 
 def _as_mapped(record: Record) -> MappedDisk:

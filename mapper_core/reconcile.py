@@ -106,16 +106,18 @@ def _one_pass(mapper: Mapper, mode: Mode) -> tuple[Report, bool]:
             actions.append(Action(kind, subject, f"would be {what}: {reason}"))
             return
         try:
-            repair()
+            if repair() is False:  # there is nothing to do any more
+                return
         except (MapperError, OSError) as error:
             is_busy |= isinstance(error, Busy)
             problems.append(Action(kind, subject, f"{reason}, but {error}"))
         else:
             actions.append(Action(kind, subject, f"{what}: {reason}"))
 
+    problems.extend(Action("tree", error.subject, error.message) for error in mounted.damaged(mapper))
     for tree in mounted.records(mapper):
-        if reason := _why_tree_goes(mapper, tree, alive):
-            attempt("tree", tree.directory, reason, partial(_dismantle, mapper, tree, alive))
+        if (reason := _why_tree_goes(mapper, tree, alive)) and not _is_locked(mapper, tree):
+            attempt("tree", tree.directory, reason, partial(_dismantle, mapper, tree.directory))
     for key in mapper.journal.ids():
         try:
             record = mapper.journal.read(key)
@@ -129,19 +131,35 @@ def _one_pass(mapper: Mapper, mode: Mode) -> tuple[Report, bool]:
     return Report(tuple(actions), tuple(problems)), is_busy
 
 
-def _dismantle(mapper: Mapper, tree: TreeRecord, owners: _Owners) -> None:
-    if not owners(tree.owner):
-        owners.let_go(tree.owner)
-    mounted.dismantle(mapper, tree)
+def _dismantle(mapper: Mapper, directory: str) -> bool:
+    """Take a tree away, if that is still right; ``False`` when it is not, or somebody is at it."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(mounted.lock(mapper, directory))
+        except Busy:
+            return False
+        tree, owners = mounted.find(mapper, directory), _Owners()
+        # what was seen without the lock may be over: a tree that was not complete then may be in use now
+        if tree is None or not _why_tree_goes(mapper, tree, owners):
+            return False
+        if not owners(tree.owner):
+            owners.let_go(tree.owner)
+        mounted.dismantle_locked(mapper, tree)
+    return True
+
+
+def _is_locked(mapper: Mapper, tree: TreeRecord) -> bool:
+    """Whether somebody is at it."""
+    try:
+        with mounted.lock(mapper, tree.directory):
+            return False
+    except Busy:
+        return True
 
 
 def _why_tree_goes(mapper: Mapper, tree: TreeRecord, alive: _Owners) -> str:
     if not tree.complete:
-        try:
-            with mounted.lock(mapper, tree.directory):
-                return "it was never finished"
-        except Busy:
-            return ""  # somebody is at it
+        return "it was never finished"
     if tree.disk_id and mapper.journal.read(tree.disk_id) is None:
         return "its disk is gone"
     return "" if alive(tree.owner) else f"its owner {tree.owner} is gone"
@@ -167,18 +185,24 @@ def _reconcile_disk(mapper: Mapper, record: Record, alive: _Owners, attempt: _At
             finish = partial(resize, mapper, record.disk, record.resize_to)
             attempt("disk", source, f"a crash interrupted its resize to {record.resize_to}", finish, "finished")
         for user in record.users:
-            if _is_tree_without_record(mapper, user):
-                reason = f"the tree {user} is gone"
-            elif not alive(user):
-                reason = f"its user {user} is gone"
-            else:
-                continue
-            attempt("disk", source, reason, partial(mapper.unmap, record.id, user=user))
+            if reason := _why_user_goes(mapper, user, alive):
+                is_gone = partial(_is_gone, mapper, user)
+                attempt("disk", source, reason, partial(mapper.let_go, record.id, user, is_gone))
+
+
+def _why_user_goes(mapper: Mapper, user: str, alive: _Owners) -> str:
+    if _is_tree_without_record(mapper, user):
+        return f"the tree {user} is gone"
+    return "" if alive(user) else f"its user {user} is gone"
+
+
+def _is_gone(mapper: Mapper, user: str) -> bool:
+    return bool(_why_user_goes(mapper, user, _Owners()))
 
 
 def _is_tree_without_record(mapper: Mapper, user: str) -> bool:
     prefix, _, directory = user.partition(":")
-    return prefix == mounted.USER_PREFIX and mounted.find(mapper, directory) is None
+    return prefix == mounted.USER_PREFIX and not mounted.has_record(mapper, directory)
 
 
 class _Owners:
@@ -201,7 +225,7 @@ class _Owners:
     def _ask(self, user: str) -> bool:
         kind, separator, name = user.partition(":")
         if kind == "pid" and separator:
-            return name.isdigit() and _is_running(int(name))
+            return name.isdigit() and process_info.is_running(int(name))
         module = self._module(user)
         return module is None or bool(module.is_alive(user))
 
@@ -213,18 +237,12 @@ class _Owners:
         return None
 
 
-def _is_running(pid: int) -> bool:
-    """Whether there is such a process, and not only its exit status, which nobody may ever ask for."""
-    found = process_info.info(pid)
-    return found is not None and not found.gone
-
-
 def _remove_temporary_files(mapper: Mapper) -> None:
     """Remove half-written journal files and the locks of processes that are gone."""
     for directory in (mapper.runtime.disks, mapper.runtime.trees):
         for name in os.listdir(directory):
             match = re.fullmatch(r"\..*\.json\.([0-9]+)", name)
-            if match and not _is_running(int(match.group(1))):
+            if match and not process_info.is_running(int(match.group(1))):
                 os.unlink(f"{directory}/{name}")
     for name in os.listdir(mapper.runtime.locks):
         path = f"{mapper.runtime.locks}/{name}"

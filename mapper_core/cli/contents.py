@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mapper_core.cli.sources import disk_from, existing_target
-from mapper_core.mapping import Mapper
+from mapper_core.mapping import UNDO_SECONDS, Mapper
 from mapper_core.model import Access, Disk, Filesystem, MapOptions, PartitionTable
 from mapper_core.partitions import nodes
 from mapper_core.partitions.reader import window
@@ -86,7 +86,7 @@ def _map_and_read(disk: Disk) -> Contents:
     try:
         return _read_mapped(mapped)
     finally:
-        mapper.unmap(mapped.id, user=user)
+        mapper.unmap(mapped.id, user=user, patience=UNDO_SECONDS)
 
 
 def _filesystems(reader: nodes.DeviceReader, table: PartitionTable) -> tuple[Filesystem, ...]:

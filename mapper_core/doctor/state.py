@@ -126,7 +126,7 @@ def _tree_prefix() -> str:
 def _has_tree(mapper: Mapper, directory: str) -> bool:
     from mapper_core.tree import mounted
 
-    return mounted.find(mapper, directory) is not None
+    return mounted.has_record(mapper, directory)
 
 
 def _trees(mapper: Mapper) -> Iterator[Check]:
@@ -134,12 +134,9 @@ def _trees(mapper: Mapper) -> Iterator[Check]:
 
     if not os.path.isdir(mapper.runtime.trees):
         return
-    try:
-        trees = mounted.records(mapper)
-    except MapperError as error:
-        yield Check("trees", Status.FAILED, str(error), error.hint)
-        return
-    for tree in trees:
+    for error in mounted.damaged(mapper):
+        yield Check(f"tree record {error.subject}", Status.FAILED, error.message, error.hint)
+    for tree in mounted.records(mapper):
         name = f"tree {tree.directory}"
         if tree.boot != boot_id():
             yield Check(name, Status.WARNING, "its record is of an earlier boot", _RECONCILE)

@@ -19,7 +19,7 @@ from mapper_core.grow.extent import Growth
 from mapper_core.grow.filesystem import grow_filesystem
 from mapper_core.journal import Record
 from mapper_core.linux import block, direct, filesystem_size, mountinfo
-from mapper_core.mapping import Mapper
+from mapper_core.mapping import UNDO_SECONDS, Mapper
 from mapper_core.model import Access, Disk, Filesystem, MapOptions, MappedDisk, Partition, PartitionTable
 from mapper_core.partitions import ReadAt, nodes, window
 from mapper_core.tree import superblock
@@ -109,7 +109,7 @@ def _mapped(mapper: Mapper, disk: Disk) -> Iterator[MappedDisk]:
     try:
         yield mapped
     finally:
-        mapper.unmap(mapped.id, user=user)
+        mapper.unmap(mapped.id, user=user, patience=UNDO_SECONDS)
 
 
 def _grow(mapper: Mapper, record: Record, number: int) -> Grown:

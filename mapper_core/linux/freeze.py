@@ -13,11 +13,11 @@ import errno
 import fcntl
 import os
 import select
-import signal
 import time
 from collections.abc import Iterator
 
 from mapper_core.errors import Busy, DeadlineExceeded, KernelError, MapperError, NotSupported
+from mapper_core.linux import forked
 from mapper_core.linux.filesystems import OpenFilesystem
 from mapper_core.linux.syscalls import call, kernel_error
 
@@ -46,10 +46,8 @@ def frozen(filesystems: tuple[OpenFilesystem, ...], *, seconds: float) -> Iterat
         call("syncfs", filesystem.fd)  # most of the work, while they can still be written
     alive_read, alive_write = os.pipe2(os.O_CLOEXEC)
     report_read, report_write = os.pipe2(os.O_CLOEXEC)
-    pid = _fork()
+    pid = forked.fork()
     if pid == 0:
-        os.close(alive_write)
-        os.close(report_read)
         _guard([filesystem.fd for filesystem in filesystems], alive_read, report_write, seconds)
     os.close(alive_read)
     os.close(report_write)
@@ -78,22 +76,11 @@ def thaw(filesystems: tuple[OpenFilesystem, ...]) -> bool:
     return any(done)
 
 
-def _fork() -> int:
-    """Fork; no handler of Python's ever runs in the child."""
-    old = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    pid = -1
-    try:
-        pid = os.fork()
-        return pid
-    finally:
-        if pid != 0:
-            signal.pthread_sigmask(signal.SIG_SETMASK, old)
-
-
 def _guard(fds: list[int], alive: int, report: int, seconds: float) -> None:
     """Be the guard; never returns."""
     held: list[int] = []
     try:
+        forked.close_all_but(*fds, alive, report)
         os.setsid()
         deadline = time.monotonic() + seconds
         for position, fd in enumerate(fds):

@@ -6,25 +6,21 @@ import contextlib
 import errno
 import os
 import signal
+from collections.abc import Iterator
 
-from mapper_core.errors import NotSupported, UsageError
-from mapper_core.linux.syscalls import kernel_error, last_error, libc
+from mapper_core.errors import MapperError, NotSupported, UsageError
+from mapper_core.linux import forked
+from mapper_core.linux.syscalls import call, kernel_error, libc
 from mapper_core.model import IdMap, IdRange
 
-_CLONE_FILES = 0x400
 _CLONE_NEWUSER = 0x10000000
-_WALL = 0x40000000
-_STACK = 64 * 1024
-_LIFETIME_SECONDS = 10
 
 
 def user_namespace(idmap: IdMap) -> int:
     """Make a user namespace with these maps.
 
-    A namespace needs a process to be born in. It is cloned with ``sleep(3)`` of the C library as its only code: no
-    line of Python runs in it, so this is safe in a process with threads. It has no signal to its parent, shares the
-    descriptor table (so it keeps no device open longer), is killed and reaped before this returns, and ends by itself
-    after 10 seconds if this process is killed meanwhile.
+    A namespace needs a process to be born in. It has nothing of this one's open, and it is gone before this returns; when this
+    process is killed meanwhile, it ends at once.
 
     :returns: descriptor of the namespace; it lives while this or a mount uses it.
     :raises UsageError: when a map is empty, overlapping, or not accepted by the kernel.
@@ -32,16 +28,13 @@ def user_namespace(idmap: IdMap) -> int:
     :raises KernelError: for all else.
     """
     uid_map, gid_map = format_map(idmap.uid), format_map(idmap.gid)
-    pid = _clone()
-    try:
+    with _process_in_namespace() as pid:
         _write_map(pid, "uid_map", uid_map)
         _write_map(pid, "gid_map", gid_map)
         try:
             return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise kernel_error(error, "cannot open the new user namespace") from error
-    finally:
-        _reap(pid)
 
 
 def format_map(ranges: tuple[IdRange, ...]) -> bytes:
@@ -57,30 +50,50 @@ def format_map(ranges: tuple[IdRange, ...]) -> bytes:
     return b"".join(b"%d %d %d\n" % (item.inside, item.host, item.count) for item in ranges)
 
 
-def _clone() -> int:
-    import ctypes
-
-    library = libc()
-    code = ctypes.cast(library.sleep, ctypes.c_void_p)
-    stack = ctypes.create_string_buffer(_STACK)
-    top = (ctypes.addressof(stack) + _STACK) & ~0xF
-    # All signals are blocked in the child for ever: a ^C must not run Python's handlers in it.
-    old = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+@contextlib.contextmanager
+def _process_in_namespace() -> Iterator[int]:
+    libc()  # loaded before the fork: little should happen after it
+    alive_read, alive_write = os.pipe2(os.O_CLOEXEC)
+    report_read, report_write = os.pipe2(os.O_CLOEXEC)
+    pid = forked.fork()
+    if pid == 0:
+        _live(alive_read, report_write)
+    os.close(alive_read)
+    os.close(report_write)
     try:
-        pid: int = library.clone(
-            code, ctypes.c_void_p(top), ctypes.c_int(_CLONE_NEWUSER | _CLONE_FILES), ctypes.c_void_p(_LIFETIME_SECONDS)
-        )
-        error = last_error()
+        number = int(os.read(report_read, 16) or errno.ECHILD)
+        if number:
+            raise _refusal(number)
+        yield pid
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, old)
-    if pid > 0:
-        return pid
-    if error.errno in (errno.ENOSPC, errno.EUSERS, errno.EPERM, errno.EINVAL, errno.ENOSYS):
-        raise NotSupported(
+        os.close(report_read)
+        os.close(alive_write)
+        _reap(pid)
+
+
+def _live(alive: int, report: int) -> None:
+    """Be the process; never returns."""
+    try:
+        forked.close_all_but(alive, report)
+        number = 0
+        try:
+            call("unshare", _CLONE_NEWUSER)
+        except OSError as error:
+            number = error.errno or errno.EINVAL
+        os.write(report, b"%d" % number)
+        os.read(alive, 1)  # returns when the other side is closed, by whatever
+    finally:
+        os._exit(0)
+
+
+def _refusal(number: int) -> MapperError:
+    error = OSError(number, os.strerror(number))
+    if number in (errno.ENOSPC, errno.EUSERS, errno.EPERM, errno.EINVAL, errno.ENOSYS):
+        return NotSupported(
             f"this host does not allow a user namespace: {error.strerror}",
             hint="see `sysctl user.max_user_namespaces`; inside of a chroot they are always forbidden",
-        ) from error
-    raise kernel_error(error, "cannot make a user namespace") from error
+        )
+    return kernel_error(error, "cannot make a user namespace")
 
 
 def _write_map(pid: int, name: str, text: bytes) -> None:
@@ -99,6 +112,5 @@ def _write_map(pid: int, name: str, text: bytes) -> None:
 def _reap(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    # Without an exit signal it is only waited for with __WALL, so no other code of this process can have reaped it.
     with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, _WALL)
+        os.waitpid(pid, 0)

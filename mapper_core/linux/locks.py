@@ -6,12 +6,14 @@ import contextlib
 import fcntl
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator
 
 from mapper_core.errors import Busy, Refused
 from mapper_core.linux.syscalls import kernel_error
 
 _ATTEMPTS = 64
+_PAUSE_SECONDS = 0.002
 
 
 @contextlib.contextmanager
@@ -33,17 +35,28 @@ def try_lock(path: str) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def try_lock_of(path: str, is_there: Callable[[], bool]) -> Iterator[None]:
+def try_lock_of(path: str, is_there: Callable[[], bool], patience: float = 0.0) -> Iterator[None]:
     """As :func:`try_lock`, for something that comes and goes: the file goes too when it is not there at the end.
 
     :param is_there: whether what the lock guards exists.
+    :param patience: how long to wait for others, seconds. :manpage:`flock(2)` cannot wait with a deadline, so it is tried again
+        and again.
     """
-    with try_lock(path):
+    until = time.monotonic() + patience
+    while True:
         try:
-            yield
-        finally:
-            if not is_there():
-                remove(path)
+            lock = open_lock(path)
+            break
+        except Busy:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(_PAUSE_SECONDS)
+    try:
+        yield
+    finally:
+        if not is_there():
+            remove(path)
+        os.close(lock)
 
 
 def remove(path: str) -> None:

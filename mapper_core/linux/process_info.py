@@ -67,6 +67,12 @@ def is_alive(pid: int, start_time: int) -> bool:
     return found is not None and found.start_time == start_time and not found.gone
 
 
+def is_running(pid: int) -> bool:
+    """Whether there is such a process, and not only its exit status, which nobody may ever ask for."""
+    found = info(pid)
+    return found is not None and not found.gone
+
+
 def find_by_argument(program: str, argument: str) -> tuple[ProcessInfo, ...]:
     """Living processes of this user that run a program with an argument (a whole one, not a part).
 

@@ -17,17 +17,21 @@ from mapper_core.errors import (
     NotFound,
     NotMapped,
     NotSupported,
+    StateCorrupt,
     UnsafePath,
     UsageError,
 )
 from mapper_core.frozen import dataclass, replace
 from mapper_core.linux import beneath, locks, mountinfo, mounts
-from mapper_core.mapping import Mapper
+from mapper_core.mapping import UNDO_SECONDS, Mapper
 from mapper_core.model import Access, Attachment, Disk, IdMap, MapOptions, MappedDisk, Mount, MountPlan
 from mapper_core.tree import look, record
 from mapper_core.tree.look import Purpose
 from mapper_core.tree.options import MOUNT_ATTRIBUTES
 from mapper_core.tree.record import TreeRecord
+
+#: How long another process may take to make or remove a directory.
+_MOMENT_SECONDS = 10
 
 #: A tree holds its disk under the name ``tree:<directory>``.
 USER_PREFIX = "tree"
@@ -98,11 +102,10 @@ def mount_tree(mapper: Mapper, request: TreeRequest) -> MountedTree:
             raise UsageError("something else is mounted here", subject=directory, hint="choose another directory")
         identity = mapper.identify(request.disk)
         tree = TreeRecord(directory, identity.id, request.owner, mapper.boot, own_directory=staging)
-        undo.callback(lambda: dismantle_locked(mapper, find(mapper, directory)))
+        undo.callback(lambda: dismantle_locked(mapper, find(mapper, directory), patience=UNDO_SECONDS))
         record.write(mapper.runtime.trees, tree)
         if staging:
-            os.mkdir(directory, 0o700)
-            make_shared(mapper.runtime.mounts)
+            make_directory(mapper, directory)
         user = f"{USER_PREFIX}:{directory}"
         with mapper.map_open(request.disk, identity, request.options, user=user) as opened:
             volumes = look.volumes(opened.disk.table, opened.reader.read)
@@ -128,7 +131,7 @@ def plan_tree(
     user = f"pid:{os.getpid()}"
     with contextlib.ExitStack() as undo:
         with mapper.map_open(disk, mapper.identify(disk), options, user=user) as opened:
-            undo.callback(mapper.unmap, opened.disk.id, user=user)
+            undo.callback(mapper.unmap, opened.disk.id, user=user, patience=UNDO_SECONDS)
             volumes = look.volumes(opened.disk.table, opened.reader.read)
         plan = look.plan_for(volumes, access, purpose, root_hint, disk.source)
     return plan if before is not None else _without_devices(plan)
@@ -165,7 +168,7 @@ def unmount_tree(mapper: Mapper, directory: str, *, owner: str = "cli") -> None:
 
 
 def records(mapper: Mapper) -> tuple[TreeRecord, ...]:
-    """All trees in the journal, by directory."""
+    """All trees in the journal that can be read, by directory."""
     return record.read_all(mapper.runtime.trees)
 
 
@@ -174,13 +177,23 @@ def find(mapper: Mapper, directory: str) -> TreeRecord | None:
     return record.read(mapper.runtime.trees, directory)
 
 
+def damaged(mapper: Mapper) -> tuple[StateCorrupt, ...]:
+    """What is wrong with each record of a tree that cannot be read."""
+    return record.damaged(mapper.runtime.trees)
+
+
+def has_record(mapper: Mapper, directory: str) -> bool:
+    """Whether the journal knows a tree on a directory (its real path), readable or not."""
+    return record.exists(mapper.runtime.trees, directory)
+
+
 def lock(mapper: Mapper, directory: str) -> contextlib.AbstractContextManager[None]:
     """Lock the tree of a directory. The lock file goes with the record.
 
     :raises Busy: another process works on it.
     """
     path = f"{mapper.runtime.locks}/tree-{record.key_of(directory)}"
-    return locks.try_lock_of(path, lambda: os.path.exists(record.path_of(mapper.runtime.trees, directory)))
+    return locks.try_lock_of(path, lambda: has_record(mapper, directory))
 
 
 def check_answers(mapper: Mapper, tree: TreeRecord) -> None:
@@ -206,14 +219,19 @@ def dismantle(mapper: Mapper, tree: TreeRecord) -> None:
         dismantle_locked(mapper, find(mapper, tree.directory))
 
 
-def dismantle_locked(mapper: Mapper, tree: TreeRecord | None) -> None:
-    """As :func:`dismantle`, for those who hold the lock."""
+def dismantle_locked(mapper: Mapper, tree: TreeRecord | None, *, patience: float = 0.0) -> None:
+    """As :func:`dismantle`, for those who hold the lock.
+
+    :param patience: how long to wait for others who work on the disk, seconds.
+    """
     if tree is None:
         return
     with contextlib.ExitStack() as disk:
         mapped = None
-        if tree.disk_id:
-            mapped = disk.enter_context(mapper.releasing(tree.disk_id, user=f"{USER_PREFIX}:{tree.directory}"))
+        user = f"{USER_PREFIX}:{tree.directory}"
+        # its maker may have ended before it got the disk, on which others may be working now
+        if tree.disk_id and mapper.is_held(tree.disk_id, user=user):
+            mapped = disk.enter_context(mapper.releasing(tree.disk_id, user=user, patience=patience))
             if mapped is not None:
                 _check_answers(mapper, mapped)
         if tree.boot == mapper.boot:
@@ -386,15 +404,31 @@ def _real_directory(mapper: Mapper, directory: str) -> str:
     return real
 
 
+def make_directory(mapper: Mapper, directory: str) -> None:
+    """Make a directory below ``<runtime>/mounts``, which is a mount of its own from the first of them on.
+
+    :raises Busy: another process makes or removes one, and does not come to an end.
+    """
+    with _alone(mapper):
+        os.mkdir(directory, 0o700)
+        make_shared(mapper.runtime.mounts)
+
+
 def _remove_directory(mapper: Mapper, directory: str) -> None:
     """Remove a staging directory (it is empty: rmdir never removes content, U-12), and the mount around them with the
     last one.
     """
-    with contextlib.suppress(FileNotFoundError):
-        os.rmdir(directory)
-    if not os.listdir(mapper.runtime.mounts) and mountinfo.at(mapper.runtime.mounts):
-        with contextlib.suppress(MapperError):
-            mounts.unmount(mapper.runtime.mounts)
+    with _alone(mapper):
+        with contextlib.suppress(FileNotFoundError):
+            os.rmdir(directory)
+        if not os.listdir(mapper.runtime.mounts) and mountinfo.at(mapper.runtime.mounts):
+            with contextlib.suppress(MapperError):
+                mounts.unmount(mapper.runtime.mounts)
+
+
+def _alone(mapper: Mapper) -> contextlib.AbstractContextManager[None]:
+    """Keep others from making the first tree while the last one goes: it would be hidden by the next, or not be shared."""
+    return locks.try_lock_of(f"{mapper.runtime.locks}/mounts", lambda: False, _MOMENT_SECONDS)
 
 
 def make_shared(directory: str) -> None:

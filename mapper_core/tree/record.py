@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
+from mapper_core.errors import StateCorrupt
 from mapper_core.frozen import dataclass
-from mapper_core.journal import plain, read_json, remove_json, write_json
+from mapper_core.journal import corrupt, plain, read_json, remove_json, write_json
 
 VERSION = 1
 
@@ -65,10 +67,28 @@ def read(trees: str, directory: str) -> TreeRecord | None:
 
 
 def read_all(trees: str) -> tuple[TreeRecord, ...]:
-    """Return all records, in the order of their directories."""
-    names = sorted(name for name in os.listdir(trees) if name.endswith(".json"))
-    found = (_read(f"{trees}/{name}") for name in names)
+    """Return all records that can be read, in the order of their directories. A damaged one stops nobody, see :func:`damaged`."""
+    found = []
+    for path in _paths(trees):
+        with contextlib.suppress(StateCorrupt):
+            found.append(_read(path))
     return tuple(sorted((record for record in found if record is not None), key=lambda record: record.directory))
+
+
+def damaged(trees: str) -> tuple[StateCorrupt, ...]:
+    """Return what is wrong with each record that cannot be read."""
+    found = []
+    for path in _paths(trees):
+        try:
+            _read(path)
+        except StateCorrupt as error:
+            found.append(error)
+    return tuple(found)
+
+
+def exists(trees: str, directory: str) -> bool:
+    """Say whether a directory has a record, readable or not."""
+    return os.path.exists(path_of(trees, directory))
 
 
 def remove(trees: str, directory: str) -> None:
@@ -76,8 +96,15 @@ def remove(trees: str, directory: str) -> None:
     remove_json(path_of(trees, directory))
 
 
+def _paths(trees: str) -> list[str]:
+    return [f"{trees}/{name}" for name in sorted(os.listdir(trees)) if name.endswith(".json")]
+
+
 def _read(path: str) -> TreeRecord | None:
     data = read_json(path, VERSION)
     if data is None:
         return None
-    return TreeRecord(**{name: data[name] for name in TreeRecord.__slots__})
+    try:
+        return TreeRecord(**{name: data[name] for name in TreeRecord.__slots__})
+    except KeyError as error:
+        raise corrupt(path, f"misses a field: {error}") from error

@@ -51,8 +51,7 @@ def scratch_tree(
         tree = TreeRecord(directory, "", owner, mapper.boot, own_directory=True, source=SOURCE)
         undo.callback(lambda: mounted.dismantle_locked(mapper, mounted.find(mapper, directory)))
         record.write(mapper.runtime.trees, tree)
-        os.mkdir(directory, 0o700)
-        mounted.make_shared(mapper.runtime.mounts)
+        mounted.make_directory(mapper, directory)
         options = (f"size={size}", "mode=0755", f"uid={uid}", f"gid={gid}")
         fd = mounts.new_filesystem(
             "tmpfs", SOURCE, options=options, access=Access.READ_WRITE, attributes=mounted.STAGING

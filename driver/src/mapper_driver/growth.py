@@ -14,7 +14,7 @@ from mapper_core.errors import NoRoomToGrow, NotSupported
 from mapper_core.grow import Grown
 from mapper_core.linux import mountinfo
 from mapper_core.linux.filesystem_size import GROWABLE
-from mapper_core.mapping import Mapper
+from mapper_core.mapping import UNDO_SECONDS, Mapper
 from mapper_core.model import MappedDisk, Volume
 from mapper_core.partitions import nodes
 from mapper_core.tree import look
@@ -78,7 +78,7 @@ def grow_unmounted(mapper: Mapper, request: TreeRequest) -> Grown:
         plan = look.plan_for(volumes, mapped.access, request.purpose, request.root_hint, request.disk.source)
         number = choose(volumes, {mount.volume.partition.number for mount in plan.mounts})
     finally:
-        mapper.unmap(mapped.id, user=user)
+        mapper.unmap(mapped.id, user=user, patience=UNDO_SECONDS)
     return grow.grow(mapper, request.disk, number)  # it holds the disk itself, in the same name
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from mapper_core.errors import DeviceBusy, MapperError, NotSupported, UnknownFilesystem
 from mapper_core.linux import mountinfo
-from mapper_core.mapping import Mapper
+from mapper_core.mapping import UNDO_SECONDS, Mapper
 from mapper_core.model import Access, IdMap, MapOptions
 from mapper_core.tree import mounted
 from mapper_core.tree.look import Purpose
@@ -203,7 +203,7 @@ class Storage:
         user = f"{mounted.USER_PREFIX}:{request.directory}"  # the tree's own: the device stays until that holds it
         with contextlib.ExitStack() as undo:
             mapped = self.mapper.map(request.disk, request.options, user=user)
-            undo.callback(self.mapper.unmap, mapped.id, user=user)
+            undo.callback(self.mapper.unmap, mapped.id, user=user, patience=UNDO_SECONDS)
             self.let_grow(disk.id, request)
             yield
             undo.pop_all()

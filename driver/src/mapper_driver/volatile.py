@@ -11,7 +11,7 @@ import contextlib
 import os
 
 from mapper_core.errors import CorruptImage, UsageError
-from mapper_core.mapping import Mapper
+from mapper_core.mapping import UNDO_SECONDS, Mapper
 from mapper_core.partitions import nodes
 from mapper_core.partitions.reader import ReadAt
 from mapper_core.process import run
@@ -71,7 +71,7 @@ def ensure_filesystem(mapper: Mapper, request: TreeRequest, filesystem: str) -> 
             os.unlink(marker)
         return filesystem
     finally:
-        mapper.unmap(disk.id, user=user)
+        mapper.unmap(disk.id, user=user, patience=UNDO_SECONDS)
 
 
 def _is_empty(read: ReadAt, size: int) -> bool:

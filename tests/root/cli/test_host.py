@@ -87,7 +87,8 @@ def test_a_damaged_record(cli: Cli, runtime_dir: Path) -> None:
     for folder in ("disks", "trees"):
         (runtime_dir / folder / "f-1-1.json").write_text("garbage")
     found = checks(cli)
-    assert found["record f-1-1"][0] == found["trees"][0] == "failed"
+    path = f"{runtime_dir}/trees/f-1-1.json"
+    assert found["record f-1-1"][0] == found[f"tree record {path}"][0] == "failed"
     for folder in ("disks", "trees"):
         (runtime_dir / folder / "f-1-1.json").unlink()
 

@@ -1,5 +1,6 @@
 """After a crash, reconcile puts the node in order; what is in use it leaves."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -10,13 +11,16 @@ from pathlib import Path
 
 import pytest
 
+from mapper_core.errors import Busy
 from mapper_core.journal import State
 from mapper_core.linux import mountinfo
 from mapper_core.mapping import Mapper
 from mapper_core.model import Disk, MapOptions
 from mapper_core.reconcile import Mode, reconcile
 from mapper_core.testing import disks
+from mapper_core.tree import mounted, record
 from mapper_core.tree.mounted import TreeRequest, mount_tree, unmount_tree
+from mapper_core.tree.record import TreeRecord
 
 pytestmark = pytest.mark.root
 
@@ -78,13 +82,57 @@ def test_what_is_wanted_is_left_alone(mapper: Mapper, bare: Path) -> None:
 
 
 def test_users_that_are_gone(mapper: Mapper, bare: Path) -> None:
-    """A process that mapped for a moment and died; a tree without a record."""
-    for user in (f"pid:{_gone()}", "tree:/nowhere"):
+    """A tree without a record; a process that mapped for a moment and died."""
+    for user in ("tree:/nowhere", f"pid:{_gone()}"):
         mapper.map(Disk(str(bare), "raw"), MapOptions(), user=user)
     assert len(reconcile(mapper, Mode.DRY_RUN).actions) == 2
     assert len(mapper.mapped()) == 1
     assert len(reconcile(mapper).actions) == 2
     assert mapper.mapped() == ()
+
+
+def test_a_process_that_was_killed_keeps_nobody_from_unmapping(mapper: Mapper, bare: Path) -> None:
+    """Nor does the next who maps the disk inherit it."""
+    dead = f"pid:{_gone()}"
+    mapper.map(Disk(str(bare), "raw"), MapOptions(), user=dead)
+    assert mapper.map(Disk(str(bare), "raw"), MapOptions(), user="cli").users == ("cli",)
+    mapper.unmap(str(bare), user="cli")
+    mapper.map(Disk(str(bare), "raw"), MapOptions(), user=dead)
+    mapper.unmap(str(bare), user="cli")
+    assert mapper.mapped() == ()
+
+
+def test_a_tree_that_is_finished_meanwhile_stays(mapper: Mapper, bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was seen without the lock may be over when the lock is there."""
+    directory = f"{mapper.runtime.mounts}/x"
+    mount_tree(mapper, TreeRequest(Disk(str(bare), "raw"), MapOptions(), directory))
+    tree = mounted.find(mapper, directory)
+    assert tree is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(mounted, "records", lambda _mapper: (dataclasses.replace(tree, complete=False),))
+        assert reconcile(mapper).actions == ()
+    assert mountinfo.at(directory)
+    unmount_tree(mapper, directory)
+
+
+def test_a_mount_that_is_refused_leaves_nothing(mapper: Mapper, bare: Path) -> None:
+    """Not even when others have the disk, without which its own undoing cannot go on."""
+    disk = Disk(str(bare), "raw")
+    with mapper.lock(mapper.identify(disk).id), pytest.raises(Busy):
+        mount_tree(mapper, TreeRequest(disk, MapOptions(), f"{mapper.runtime.mounts}/x"))
+    assert mounted.records(mapper) == ()
+    assert os.listdir(mapper.runtime.mounts) == []
+
+
+def test_an_unfinished_tree_of_a_disk_that_others_use(mapper: Mapper, bare: Path) -> None:
+    """Its maker was killed before it got the disk."""
+    mapped = mapper.map(Disk(str(bare), "raw"), MapOptions(), user="cli")
+    half = TreeRecord(f"{mapper.runtime.mounts}/x", mapped.id, "cli", mapper.boot, own_directory=True)
+    record.write(mapper.runtime.trees, half)
+    report = reconcile(mapper)
+    assert (len(report.actions), report.problems) == (1, ())
+    assert mapper.find(mapped.id) == mapped
+    mapper.unmap(mapped.id, user="cli")
 
 
 def test_a_zombie_is_gone(mapper: Mapper, bare: Path) -> None:
@@ -111,8 +159,6 @@ def test_records_of_an_earlier_boot(mapper: Mapper, bare: Path) -> None:
     record = mapper.journal.read(mapped.id)
     assert record is not None
     mapper.unmap(mapped.id, user="cli")
-    import dataclasses
-
     mapper.journal.write(dataclasses.replace(record, boot="another"))
     other = disks.run("losetup", "--find", "--show", str(bare)).strip()
     try:
@@ -137,8 +183,6 @@ def test_what_another_process_is_working_on_is_left(mapper: Mapper, bare: Path) 
     mapped = mapper.map(Disk(str(bare), "raw"), MapOptions(), user="cli")
     record = mapper.journal.read(mapped.id)
     assert record is not None
-    import dataclasses
-
     mapper.journal.write(dataclasses.replace(record, state=State.MAPPING))
     ready, tell = os.pipe()
     pid = os.fork()

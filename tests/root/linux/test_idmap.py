@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import threading
+from pathlib import Path
 
 import pytest
 
 from mapper_core.errors import UsageError
-from mapper_core.linux import idmap
+from mapper_core.linux import idmap, locks
 from mapper_core.model import IdMap, IdRange
 
 pytestmark = pytest.mark.root
@@ -68,6 +70,26 @@ def test_nothing_is_left() -> None:
     assert sorted(os.listdir("/proc/self/fd")) == before
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG | WALL)
+
+
+def test_a_process_that_is_killed_leaves_nobody_behind_who_holds_its_locks(tmp_path: Path) -> None:
+    """What it has forked for the namespace has nothing open, and ends when it does."""
+    path = str(tmp_path / "lock")
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            locks.open_lock(path)
+            idmap._write_map = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+            idmap.user_namespace(IDS)
+        finally:
+            os._exit(1)
+    os.close(writer)
+    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+    with locks.try_lock(path):
+        pass
+    assert os.read(reader, 1) == b"", "the other end of the pipe is open in no process any more"
+    os.close(reader)
 
 
 def test_the_descriptor_is_not_inherited() -> None:
