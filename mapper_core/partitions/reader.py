@@ -15,12 +15,22 @@ TAIL = 72 << 10
 
 
 def file_reader(fd: int) -> ReadAt:
-    """Return a reader of an open file or block device. It keeps no position and does not close ``fd``."""
+    """Return a reader of an open file or block device. It keeps no position and does not close ``fd``.
+
+    What it returns raises :class:`KernelError` where the disk cannot be read: its tables lead nowhere, or its storage is broken.
+    """
 
     def read(offset: int, length: int) -> bytes:
         pieces = []
         while length > 0:
-            piece = os.pread(fd, length, offset)
+            try:
+                piece = os.pread(fd, length, offset)
+            except OSError as error:
+                from mapper_core.linux.syscalls import kernel_error
+
+                raise kernel_error(
+                    error, "the disk cannot be read", subject=os.readlink(f"/proc/self/fd/{fd}")
+                ) from error
             if not piece:
                 break
             pieces.append(piece)

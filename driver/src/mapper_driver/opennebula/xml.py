@@ -23,6 +23,9 @@ MAX_BASE64_BYTES = MAX_BYTES // 3 * 4 + 4
 MAX_DEPTH = 32
 MAX_ELEMENTS = 100_000
 
+MAX_TAG = 1 << 16
+"""Longest tag with its attributes, or comment, bytes. OpenNebula's have no attributes; half a million would take 200 MiB."""
+
 ACTION_DATA = "VMM_DRIVER_ACTION_DATA"
 
 # Numbers of expat's enum XML_Error (expat.h): the document ends before it is complete.
@@ -100,7 +103,7 @@ def _decode(data: bytes) -> str:
 
 
 class _BoundedBuilder(TreeBuilder):
-    """Builds the tree, counts elements and depth, and knows in which element the input ended."""
+    """Builds the tree, counts elements, attributes and depth, and knows in which element the input ended."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,10 +112,11 @@ class _BoundedBuilder(TreeBuilder):
 
     def start(self, tag: str, attrs: dict[str, str], /) -> Element:
         self.open_tags.append(tag)
-        self._count += 1
+        self._count += 1 + len(attrs)
         if len(self.open_tags) > MAX_DEPTH or self._count > MAX_ELEMENTS:
             raise UsageError(
-                f"the XML has more than {MAX_DEPTH} levels or {MAX_ELEMENTS} elements", subject="standard input"
+                f"the XML has more than {MAX_DEPTH} levels or {MAX_ELEMENTS} elements and attributes",
+                subject="standard input",
             )
         return super().start(tag, attrs)
 
@@ -126,7 +130,7 @@ def _parse(text: str) -> Element:
     # A str is handed to expat as UTF-8, whatever encoding its XML declaration claims.
     parser = DefusedXMLParser(target=builder, forbid_dtd=True, forbid_entities=True, forbid_external=True)
     try:
-        parser.feed(text)
+        _feed(parser, text)
         root = parser.close()
     except DefusedXmlException as error:
         raise UsageError("the XML has a document type or entities, which are refused", subject="standard input") from (
@@ -136,6 +140,18 @@ def _parse(text: str) -> Element:
         raise _parse_error(error, builder.open_tags, len(text)) from error
     assert isinstance(root, Element)
     return root
+
+
+def _feed(parser: DefusedXMLParser, text: str) -> None:
+    """Feed piece by piece: expat keeps a tag until it is complete, and says where the last complete thing has begun."""
+    fed = 0
+    step = MAX_TAG // 4  # characters, of up to four bytes each
+    for at in range(0, len(text), step):
+        piece = text[at : at + step]
+        parser.feed(piece)
+        fed += len(piece.encode())
+        if fed - parser.parser.CurrentByteIndex > MAX_TAG:
+            raise UsageError(f"the XML has a tag or comment of more than {MAX_TAG} bytes", subject="standard input")
 
 
 def _parse_error(error: ParseError, open_tags: list[str], length: int) -> UsageError:

@@ -1,7 +1,7 @@
 """The binary header of sparse vmdk files ("hosted sparse extents"), and whether the file is as long as its tables say.
 
 Source: "Virtual Disk Format 5.0" (VMware), section "Hosted Sparse Extents". All numbers are little-endian; offsets and
-sizes are in sectors of 512 bytes. The limits are those of qemu, where it has one.
+sizes are in sectors of 512 bytes. The limits are those of qemu, where it has a reasonable one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ _NEWLINES = b"\n \r\n"
 _ENTRIES_PER_TABLE = 512
 _TABLE_BYTES = _ENTRIES_PER_TABLE * 4
 _MAX_GRAIN = 0x20_0000
-_MAX_TABLES = 32 << 20
+#: A directory of 8 MiB, for 64 TiB with the usual grain size. qemu holds it in memory, and would allow 128 MiB.
+_MAX_TABLES = 2 << 20
 _MAX_CAPACITY = (1 << 63) // SECTOR - 1
 
 #: qemu takes the embedded descriptor from here, whatever the header says, and writes 20 sectors back when it updates the CID.
