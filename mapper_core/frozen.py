@@ -73,8 +73,8 @@ def replace(value: T, **changes: Any) -> T:
     :param value: of a class with slots.
     """
     names: tuple[str, ...] = value.__slots__  # type: ignore[attr-defined]
-    fields = {name: getattr(value, name) for name in names}
-    return type(value)(**{**fields, **changes})
+    fields = [changes.pop(name) if name in changes else getattr(value, name) for name in names]
+    return type(value)(*fields, **changes)  # what is left over is no field, and refused
 
 
 class _Twin:

@@ -65,7 +65,8 @@ def map(  # type: ignore[empty-body]
     :param options: access and transport as asked for; ``transports.attach`` obeys them.
     :param transports: makes block devices, and writes the journal before each step. A plugin with a way of its own hands it
         to ``attach(node, options, own=...)`` (:class:`mapper_core.transports.base.OwnTransport`), and writes down all it makes
-        by ``record``; then it has the hook ``release`` too.
+        by ``record``; then it has the hook ``release`` too. What is made before anything is recorded, nobody finds after a
+        crash.
     :returns: the whole-disk device. The core refuses one that is no block device, is in use already, or differs in
         size from ``image.virtual_size``.
 

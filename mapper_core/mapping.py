@@ -180,11 +180,9 @@ class Mapper:
         self, disk: Disk, identity: Identity, options: MapOptions, user: str, closing: contextlib.ExitStack
     ) -> OpenDisk:
         """Map a disk that is not mapped; ``closing`` closes its device."""
-        self.registry.require(disk.format)
         image = self.inspect_for(disk, identity, options)
-        record = Record(identity.id, disk, disk.format, options, self.boot, users=(user,))
-        ledger = _JournalLedger(self.journal, record)
-        self.journal.write(record)
+        # nothing is written yet: there is nothing to undo before the first resource is recorded, which writes all of it
+        ledger = _JournalLedger(self.journal, Record(identity.id, disk, disk.format, options, self.boot, users=(user,)))
         with contextlib.ExitStack() as undo:
             undo.callback(lambda: self._undo(ledger.value))
             attachment = self.registry.map(disk, image, options, self._transports(ledger))

@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 SECONDS = 600
 
 
-def create(
-    driver: str, path: str, size: int, *options: str, finish: Callable[[NewFile], object] | None = None
-) -> None:
+def create(driver: str, path: str, size: int, *options: str, finish: Callable[[NewFile], object] | None = None) -> None:
     """Make an image. It has its name when it is complete.
 
     :param driver: qemu's name of the format.

@@ -85,6 +85,7 @@ class Registry:
         self.plugins = plugins
         self._manager = manager
         self._callers: dict[tuple[str, str], pluggy.HookCaller] = {}
+        self._hooks: dict[str, frozenset[str]] = {}
 
     @classmethod
     def load(cls, entries: Iterable[EntryPoint] | None = None) -> Registry:
@@ -131,10 +132,10 @@ class Registry:
 
     def can(self, name: str, hook: str) -> bool:
         """Whether the plugin of a format has a hook."""
-        module = self._manager.get_plugin(name)
-        return module is not None and any(
-            impl.plugin is module for impl in getattr(self._manager.hook, hook).get_hookimpls()
-        )
+        if name not in self._hooks:
+            callers = self._manager.get_hookcallers(self._manager.get_plugin(name)) or ()
+            self._hooks[name] = frozenset(caller.name for caller in callers)
+        return hook in self._hooks[name]
 
     def capabilities(self, name: str) -> tuple[str, ...]:
         """Names of the optional hooks about whole disks that a format's plugin has, in a fixed order."""

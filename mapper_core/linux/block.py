@@ -94,7 +94,7 @@ def sysfs_directory(number: int) -> str:
         link = os.readlink(f"/sys/dev/block/{name}")  # ../../devices/...
     except FileNotFoundError as error:
         raise NotFound("the kernel has no such block device", subject=name) from error
-    return os.path.normpath(f"/sys/dev/block/{link}")
+    return "/sys/" + link.removeprefix("../../")
 
 
 def kernel_name(path: str) -> str:

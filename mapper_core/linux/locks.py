@@ -54,9 +54,11 @@ def try_lock_of(path: str, is_there: Callable[[], bool], patience: float = 0.0) 
     try:
         yield
     finally:
-        if not is_there():
-            remove(path)
-        os.close(lock)
+        try:
+            if not is_there():
+                remove(path)
+        finally:
+            os.close(lock)
 
 
 def remove(path: str) -> None:
@@ -109,21 +111,17 @@ def holder_pid(fd: int) -> int:
 
 
 def _take(fd: int, path: str) -> bool:
-    """Lock an open file; False when another file has taken its name meanwhile, so that the lock guards nothing."""
-    status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode):
-        raise Refused("a lock must be a regular file", subject=path)
+    """Lock an open file; False when it has lost its name meanwhile (see :func:`remove`), so that the lock guards nothing."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         pid = holder_pid(fd)
         who = f"process {pid} ({_process_name(pid)})" if pid else "another process"
         raise Busy(f"{who} works on it now", subject=path, hint="try again when it has finished") from error
-    try:
-        now = os.stat(path, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return os.path.samestat(status, now)
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        raise Refused("a lock must be a regular file", subject=path)
+    return status.st_nlink > 0
 
 
 def _process_name(pid: int) -> str:

@@ -7,9 +7,11 @@ nobody wrote down.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
+import stat
 import struct
 import time
 
@@ -19,9 +21,11 @@ from mapper_core.linux.loop_detach import detach
 from mapper_core.linux.loop_status import (
     DIRECT_IO,
     INFO,
+    MAJOR,
     READ_ONLY,
     LoopDevice,
     LoopStatus,
+    carries,
     find,
     list_devices,
     open_device,
@@ -30,7 +34,7 @@ from mapper_core.linux.loop_status import (
 from mapper_core.linux.syscalls import kernel_error
 from mapper_core.model import Access
 
-__all__ = ["LoopDevice", "LoopStatus", "attach", "detach", "find", "list_devices", "set_capacity", "status"]
+__all__ = ["LoopDevice", "LoopStatus", "attach", "carries", "detach", "find", "list_devices", "set_capacity", "status"]
 
 _LOOP_SET_CAPACITY = 0x4C07
 _LOOP_CONFIGURE = 0x4C0A
@@ -156,10 +160,20 @@ def _free_number(control: int, *, add: bool) -> int:
     return number
 
 
+def _node(device: LoopDevice) -> str:
+    """The node of a device, made when there is none, and replaced when it is of another device."""
+    with contextlib.suppress(FileNotFoundError):
+        found = os.lstat(device.path)
+        # so it is on most hosts; with the parameter max_part the driver counts in larger steps, and sysfs has to be asked
+        if stat.S_ISBLK(found.st_mode) and found.st_rdev == os.makedev(MAJOR, device.number):
+            return device.path
+    return block.ensure_node(device.path)
+
+
 def _configure(device: LoopDevice, configurations: list[bytes]) -> bool:
     """Try one device, with the best configuration first. False: somebody else was faster."""
     try:
-        fd = os.open(block.ensure_node(device.path), os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(_node(device), os.O_RDWR | os.O_CLOEXEC)
     except (NotFound, FileNotFoundError):
         return False  # removed (LOOP_CTL_REMOVE) since GET_FREE
     except OSError as error:

@@ -14,7 +14,7 @@ import time
 
 from mapper_core.errors import DeviceBusy, NotFound
 from mapper_core.linux import blkpg, block
-from mapper_core.linux.loop_status import AUTOCLEAR, INFO, INFO_FLAGS, open_device, read_info, read_status, status
+from mapper_core.linux.loop_status import AUTOCLEAR, INFO, INFO_FLAGS, carries, read_info, read_tag, status
 from mapper_core.linux.syscalls import kernel_error
 
 _LOOP_CLR_FD = 0x4C01
@@ -44,14 +44,7 @@ def detach(path: str, *, tag: str, deadline_seconds: float = 10) -> bool:
     lost: OSError | None = None
     ours = waited = False
     while True:
-        fd = open_device(path)
-        if fd is None:
-            break
-        try:
-            state = read_status(fd, path)
-        finally:
-            os.close(fd)
-        if state is None or state.tag != tag:
+        if not carries(path, tag):
             break
         ours = True
         try:
@@ -88,8 +81,7 @@ def _clear(path: str, tag: str) -> OSError | None:
         raise _Held
     lost: OSError | None = None
     try:
-        state = read_status(fd, path)
-        if state is None or state.tag != tag:
+        if read_tag(fd, path) != tag:
             return None
         try:
             block.flush(fd)

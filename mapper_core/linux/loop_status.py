@@ -13,7 +13,7 @@ from mapper_core.frozen import dataclass
 from mapper_core.linux import block
 from mapper_core.linux.syscalls import kernel_error
 
-_MAJOR = 7
+MAJOR = 7
 _LOOP_GET_STATUS64 = 0x4C05
 
 # Flags of struct loop_info64 (LO_FLAGS_*).
@@ -25,6 +25,7 @@ DIRECT_IO = 16
 # file_name[64], crypt_name[64], encrypt_key[32], init[2].
 INFO = struct.Struct("=QQQQQIIII64s64s32s16x")
 INFO_FLAGS = 8  # position of the flags among the fields
+_INFO_NAME = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,20 @@ def status(path: str) -> LoopStatus | None:
         os.close(fd)
 
 
+def carries(path: str, tag: str) -> bool:
+    """Whether a loop device is attached with this tag.
+
+    :raises UsageError: when it is not a loop device.
+    """
+    fd = open_device(path)
+    if fd is None:
+        return False
+    try:
+        return read_tag(fd, path) == tag
+    finally:
+        os.close(fd)
+
+
 def find(tag: str) -> tuple[LoopDevice, ...]:
     """All devices attached with this tag, by number."""
     return tuple(status.device for status in list_devices() if status.tag == tag)
@@ -121,7 +136,7 @@ def open_device(path: str) -> int | None:
     """
     try:
         found = os.stat(path)
-        if not stat.S_ISBLK(found.st_mode) or os.major(found.st_rdev) != _MAJOR:
+        if not stat.S_ISBLK(found.st_mode) or os.major(found.st_rdev) != MAJOR:
             raise UsageError("this is not a loop device", subject=path)
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as error:
@@ -143,20 +158,23 @@ def read_info(fd: int) -> bytes | None:
         raise
 
 
+def read_tag(fd: int, path: str) -> str | None:
+    """The tag of an open device; ``None`` when nothing is attached."""
+    info = _info_or_dead(fd, path)
+    if isinstance(info, bytes):
+        return _tag(INFO.unpack(info)[_INFO_NAME])
+    return info.tag if info is not None else None
+
+
 def read_status(fd: int, path: str) -> LoopStatus | None:
     """As :func:`status`, of an open device."""
-    try:
-        info = read_info(fd)
-    except OSError as error:
-        if error.errno == errno.ENOTCONN:
-            return _status_of_dead(path)
-        raise kernel_error(error, "cannot read the state of the loop device", subject=path) from error
-    if info is None:
-        return None
+    info = _info_or_dead(fd, path)
+    if not isinstance(info, bytes):
+        return info
     device, inode, _, offset, limit, number, _, _, flags, name, _, _ = INFO.unpack(info)
     return LoopStatus(
         device=LoopDevice(path, number),
-        tag=name.split(b"\0", 1)[0].decode(errors="replace"),
+        tag=_tag(name),
         backing_device=device,
         backing_inode=inode,
         offset=offset,
@@ -165,6 +183,20 @@ def read_status(fd: int, path: str) -> LoopStatus | None:
         direct_io=bool(flags & DIRECT_IO),
         autoclear=bool(flags & AUTOCLEAR),
     )
+
+
+def _info_or_dead(fd: int, path: str) -> bytes | LoopStatus | None:
+    """As :func:`read_info`; of a device that cannot be asked, what is known otherwise."""
+    try:
+        return read_info(fd)
+    except OSError as error:
+        if error.errno == errno.ENOTCONN:
+            return _status_of_dead(path)
+        raise kernel_error(error, "cannot read the state of the loop device", subject=path) from error
+
+
+def _tag(name: bytes) -> str:
+    return name.split(b"\0", 1)[0].decode(errors="replace")
 
 
 def _status_of_dead(path: str) -> LoopStatus | None:

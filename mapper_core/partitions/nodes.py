@@ -96,8 +96,7 @@ def is_attached(device: str, resources: tuple[Resource, ...]) -> bool:
     """Say whether a device still carries what the journal says (never judged by its name alone)."""
     for resource in resources:
         if isinstance(resource, LoopResource):
-            status = loop.status(device)
-            return status is not None and status.tag == resource.tag
+            return loop.carries(device, resource.tag)
         if isinstance(resource, NbdResource):
             from mapper_core.transports import nbd
 

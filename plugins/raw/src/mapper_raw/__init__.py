@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 
 from mapper_core import Access, Attachment, BlockNode, Disk, ImageInfo, MapOptions, Transports, hookimpl
 from mapper_core.errors import TruncatedImage
@@ -13,14 +14,20 @@ MAPPER_API = (1, 1)
 @hookimpl
 def inspect(disk: Disk) -> ImageInfo:
     """Size is all there is to know; an end that is no full sector is not part of the disk, as for a loop device."""
-    fd = os.open(disk.source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
-    try:
-        size = os.lseek(fd, 0, os.SEEK_END)  # unlike st_size right for block devices too
-    finally:
-        os.close(fd)
+    found = os.lstat(disk.source)
+    size = found.st_size if stat.S_ISREG(found.st_mode) else _end(disk.source)
     if size < 512:
         raise TruncatedImage(f"a raw disk of {size} bytes has not even one sector", subject=disk.source)
     return ImageInfo(path=disk.source, format="raw", virtual_size=size // 512 * 512, file_size=size)
+
+
+def _end(device: str) -> int:
+    """The size of a block device, bytes: its status does not tell."""
+    fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+    try:
+        return os.lseek(fd, 0, os.SEEK_END)
+    finally:
+        os.close(fd)
 
 
 @hookimpl
