@@ -13,7 +13,6 @@ from mapper_core.errors import Busy, Refused
 from mapper_core.linux.syscalls import kernel_error
 
 _ATTEMPTS = 64
-_PAUSE_SECONDS = 0.002
 
 
 @contextlib.contextmanager
@@ -39,18 +38,9 @@ def try_lock_of(path: str, is_there: Callable[[], bool], patience: float = 0.0) 
     """As :func:`try_lock`, for something that comes and goes: the file goes too when it is not there at the end.
 
     :param is_there: whether what the lock guards exists.
-    :param patience: how long to wait for others, seconds. :manpage:`flock(2)` cannot wait with a deadline, so it is tried again
-        and again.
+    :param patience: how long to wait for others, seconds.
     """
-    until = time.monotonic() + patience
-    while True:
-        try:
-            lock = open_lock(path)
-            break
-        except Busy:
-            if time.monotonic() >= until:
-                raise
-            time.sleep(_PAUSE_SECONDS)
+    lock = open_lock(path, patience)
     try:
         yield
     finally:
@@ -67,9 +57,13 @@ def remove(path: str) -> None:
         os.unlink(path)
 
 
-def open_lock(path: str) -> int:
-    """As :func:`try_lock`; the lock is held until the descriptor is closed."""
+def open_lock(path: str, patience: float = 0.0) -> int:
+    """As :func:`try_lock`; the lock is held until the descriptor is closed.
+
+    :param patience: how long to wait for others, seconds.
+    """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+    until = time.monotonic() + patience
     for _ in range(_ATTEMPTS):
         try:
             fd = os.open(path, flags, 0o600)
@@ -78,7 +72,7 @@ def open_lock(path: str) -> int:
                 raise Refused("a lock must not be a symbolic link", subject=path) from error
             raise kernel_error(error, "cannot open the lock", subject=path) from error
         try:
-            if _take(fd, path):
+            if _take(fd, path, until):
                 return fd
         except BaseException:
             os.close(fd)
@@ -110,18 +104,49 @@ def holder_pid(fd: int) -> int:
     return similar
 
 
-def _take(fd: int, path: str) -> bool:
-    """Lock an open file; False when it has lost its name meanwhile (see :func:`remove`), so that the lock guards nothing."""
+def _take(fd: int, path: str, until: float) -> bool:
+    """Lock an open file; False when it has lost its name meanwhile (see :func:`remove`), so that the lock guards nothing.
+
+    :param until: when to give up waiting for others, as of :func:`time.monotonic`.
+    """
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        pid = holder_pid(fd)
-        who = f"process {pid} ({_process_name(pid)})" if pid else "another process"
-        raise Busy(f"{who} works on it now", subject=path, hint="try again when it has finished") from error
+        if not _wait(fd, until):
+            pid = holder_pid(fd)
+            who = f"process {pid} ({_process_name(pid)})" if pid else "another process"
+            raise Busy(f"{who} works on it now", subject=path, hint="try again when it has finished") from error
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
         raise Refused("a lock must be a regular file", subject=path)
     return status.st_nlink > 0
+
+
+def _wait(fd: int, until: float) -> bool:
+    """Wait for a lock, in the order in which all who wait have come; False when the time is up.
+
+    :manpage:`flock(2)` knows no deadline, so it waits in a thread. One that gets the lock too late gives it back.
+    """
+    if time.monotonic() >= until:
+        return False
+    import threading
+
+    guard, finished = threading.Lock(), threading.Event()
+    own, is_late = os.dup(fd), False
+
+    def wait() -> None:
+        fcntl.flock(own, fcntl.LOCK_EX)
+        with guard:
+            if not is_late:
+                finished.set()
+            os.close(own)  # too late: by then the other descriptor is closed, and this one is the last
+
+    threading.Thread(target=wait, daemon=True).start()
+    if finished.wait(until - time.monotonic()):
+        return True
+    with guard:
+        is_late = True
+        return finished.is_set()
 
 
 def _process_name(pid: int) -> str:

@@ -31,7 +31,7 @@ from mapper_core.tree.options import MOUNT_ATTRIBUTES
 from mapper_core.tree.record import TreeRecord
 
 #: How long another process may take to make or remove a directory.
-_MOMENT_SECONDS = 10
+_MOMENT_SECONDS = 60
 
 #: A tree holds its disk under the name ``tree:<directory>``.
 USER_PREFIX = "tree"
@@ -428,7 +428,8 @@ def _remove_directory(mapper: Mapper, directory: str) -> None:
 
 def _alone(mapper: Mapper) -> contextlib.AbstractContextManager[None]:
     """Keep others from making the first tree while the last one goes: it would be hidden by the next, or not be shared."""
-    return locks.try_lock_of(f"{mapper.runtime.locks}/mounts", lambda: False, _MOMENT_SECONDS)
+    mounts_of_all = mapper.runtime.mounts
+    return locks.try_lock_of(f"{mapper.runtime.locks}/mounts", lambda: bool(os.listdir(mounts_of_all)), _MOMENT_SECONDS)
 
 
 def make_shared(directory: str) -> None:
