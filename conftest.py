@@ -286,8 +286,8 @@ def leak_oracle(
     if tier in PRIVILEGED and (problem := request.getfixturevalue("privilege")):
         pytest.skip(problem)
     request.getfixturevalue("tmp_path")  # set up first, so that it is removed after the mounts in it
-    runtime_dirs, own = (str(runtime_dir),), str(tmp_path_factory.getbasetemp())
-    scope = (own,) if SHARED_HOST else None
+    runtime_dirs, own = (str(runtime_dir),), (str(tmp_path_factory.getbasetemp()),)
+    scope = own if SHARED_HOST else None
     before = leaks.snapshot(runtime_dirs)
     yield
     found = oracle.left(before, runtime_dirs, own, scope, request.config.getoption("settle"))

@@ -225,6 +225,17 @@ def for_snapshot(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
+def for_plugin(parser: argparse.ArgumentParser) -> None:
+    """Those of ``plugin``."""
+    parser.add_argument("action", metavar="ACTION", choices=("new",), help="new")
+    parser.add_argument("name", metavar="NAME", help="of the format: lower-case letters, digits and underscores")
+    directory = parser.add_argument(
+        "directory", metavar="DIR", nargs="?", help="where the project will be; without it mapper-NAME, here"
+    )
+    _completes(directory, COMPLETE_DIRECTORY)
+    add_json(parser)
+
+
 def for_break_lock(parser: argparse.ArgumentParser) -> None:
     """Those of ``break-lock``."""
     add_image(parser)

@@ -149,6 +149,17 @@ COMMANDS: dict[str, Command] = {
         (("plugins", "a table"), ("plugins --json", "for a script")),
         arguments.add_json,
     ),
+    "plugin": Command(
+        "plugin:plugin",
+        "begin a plugin for a new format",
+        "Writes a project for a format plugin: package, tests, README and CI. One function is left to be written, which\n"
+        "reads the format's header. Nothing is ever overwritten.",
+        (
+            ("plugin new vhdx", "makes mapper-vhdx in the current directory"),
+            ("plugin new vhdx /src/vhdx", "makes the directory /src/vhdx"),
+        ),
+        arguments.for_plugin,
+    ),
     "doctor": Command(
         "host:doctor",
         "examine this host",

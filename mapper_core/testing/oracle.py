@@ -34,11 +34,15 @@ def missing_privilege() -> str:
 
 
 def left(
-    before: leaks.Snapshot, runtime_dirs: Sequence[str], own: str, scope: Sequence[str] | None, settle: float = SETTLE
+    before: leaks.Snapshot,
+    runtime_dirs: Sequence[str],
+    own: Sequence[str],
+    scope: Sequence[str] | None,
+    settle: float = SETTLE,
 ) -> leaks.Leaks:
     """Say what is in use now and was not before; what of it surely is ours is taken away.
 
-    :param own: directory of this run: only what belongs to it is touched, the host may have other users.
+    :param own: directories of this run: only what belongs to one is touched, the host may have other users.
     :param scope: directories; only what belongs to one of them counts. ``None`` counts everything.
     :param settle: how long something may take to go away, seconds.
     """
@@ -47,7 +51,7 @@ def left(
         gc.collect()  # a descriptor that only a reference cycle keeps open is no leak
         found = leaks.wait_for_none(before, settle, runtime_dirs, scope)
     if found:
-        _clean(leaks.diff(before, leaks.snapshot(runtime_dirs), (own,)))
+        _clean(leaks.diff(before, leaks.snapshot(runtime_dirs), own))
     return found
 
 

@@ -45,7 +45,7 @@ HEADERS = {
 }
 #: What a header may be changed in: enough for all fields of the formats there are.
 HEADER_BYTES = 4096
-FLIPS = 200
+FLIPS = 120
 
 
 class OnHeaders(OnBench):

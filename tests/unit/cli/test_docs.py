@@ -105,7 +105,7 @@ def test_the_plugin_of_the_readme_is_one(tmp_path: Path, monkeypatch: pytest.Mon
     assert registry.formats() == ("vhdx",)
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/cli.md", "docs/exit-codes.md"])
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/cli.md", "docs/exit-codes.md"])
 def test_links_lead_somewhere(name: str) -> None:
     page = ROOT / name
     links = re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8"))
