@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.security.conftest import Report
 from tests.security.fuzz.disks import SECTOR, SparseDisk, encode
 from tests.security.fuzz.readers import READERS
 
@@ -22,7 +23,7 @@ SECONDS = int(os.environ.get("MAPPER_FUZZ_SECONDS", "60"))
 
 @pytest.mark.timeout(SECONDS + 120)
 @pytest.mark.parametrize("reader", sorted(READERS))
-def test_no_input_makes_a_reader_fail(reader: str, tmp_path: Path) -> None:
+def test_no_input_makes_a_reader_fail(reader: str, tmp_path: Path, report: Report) -> None:
     """Whatever it reads, it returns or raises one of our errors, soon and in little memory."""
     corpus = tmp_path / "corpus"
     done = subprocess.run(
@@ -39,7 +40,9 @@ def test_no_input_makes_a_reader_fail(reader: str, tmp_path: Path) -> None:
     executions = re.search(r"number_of_executed_units: (\d+)", done.stderr)
     assert executions and int(executions[1]) > 100 * SECONDS, done.stderr[-1000:]
     # more was kept than it began with: the fuzzer sees the coverage, it is not shooting blindly
-    assert len(list(corpus.iterdir())) > 2 * len(set(READERS[reader].seeds()))
+    kept = len(list(corpus.iterdir()))
+    assert kept > 2 * len(set(READERS[reader].seeds()))
+    report.count(f"fuzzing {reader}", cases=kept, runs=int(executions[1]))
 
 
 def test_the_short_form_of_a_disk_is_the_disk() -> None:

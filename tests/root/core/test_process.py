@@ -22,6 +22,7 @@ def test_output_beyond_a_pipe_buffer_does_not_block() -> None:
 
 
 def test_a_failure_carries_status_and_reason() -> None:
+    """M-19."""
     with pytest.raises(CommandFailed, match="No such file") as caught:
         run(("ls", "/nonexistent"), timeout=10, subject="the disk")
     assert caught.value.status == 2

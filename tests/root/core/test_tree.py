@@ -22,6 +22,7 @@ from mapper_core.errors import (
 from mapper_core.linux import mountinfo
 from mapper_core.mapping import Mapper
 from mapper_core.model import Access, Disk, IdMap, IdRange, MapOptions
+from mapper_core.partitions import nodes
 from mapper_core.testing import disks
 from mapper_core.testing.disks import Part
 from mapper_core.tree import mounted
@@ -231,6 +232,7 @@ def test_a_directory_with_mounts_below_it(mapper: Mapper, bare: Path, target: Pa
 
 
 def test_a_tree_in_use_is_not_taken_away(mapper: Mapper, bare: Path, target: Path) -> None:
+    """U-13: what could not be unmounted is said to be so, by whom, and stays to be unmounted later."""
     mount_tree(mapper, _request(bare, target))
     user = subprocess.Popen(["sleep", "60"], cwd=target)
     try:
@@ -240,6 +242,15 @@ def test_a_tree_in_use_is_not_taken_away(mapper: Mapper, bare: Path, target: Pat
         user.kill()
         user.wait()
     unmount_tree(mapper, str(target))
+
+
+def test_a_tree_that_somebody_has_unmounted_still_holds_its_disk(mapper: Mapper, bare: Path, target: Path) -> None:
+    """U-07: that nothing is mounted is no reason to stop; the device is released all the same."""
+    device = mount_tree(mapper, _request(bare, target)).disk.device
+    subprocess.run(["umount", str(target)], check=True, timeout=30)
+    unmount_tree(mapper, str(target))
+    assert mapper.journal.ids() == ()
+    assert not nodes.has_medium(device)
 
 
 def test_a_tree_held_in_another_mount_namespace_is_named(mapper: Mapper, bare: Path, target: Path) -> None:

@@ -116,7 +116,7 @@ def test_a_reused_device_shows_the_new_image_only(mapper: Mapper, qcow2: Path, b
 
 
 def test_nodes_stay(mapper: Mapper, qcow2: Path) -> None:
-    """M-09: udev reads the table again when a writer closes the device, and qemu-nbd is such a writer."""
+    """M-09, M-27: udev reads the table again when a writer closes the device, and qemu-nbd is such a writer."""
     for _ in range(4):
         mapped = mapper.map(Disk(str(qcow2), "qcow2"), NBD, user="t")
         until = time.monotonic() + 0.5
