@@ -559,6 +559,29 @@ def test_properties(entries: list[fstab.FstabEntry], policy: PlanPolicy, root: V
     assert once_more == made
 
 
+def written_down(mount: Mount) -> fstab.FstabEntry:
+    """The line of an fstab that asks for a mount."""
+    subvolume = (f"subvol={mount.subvolume}",) if mount.subvolume else ()
+    access = ("ro",) if mount.access is Access.READ_ONLY else ()
+    optional = ("nofail",) if mount.optional else ()
+    spec, kind = f"PARTUUID={mount.volume.partition.uuid}", mount.volume.filesystem.type
+    return fstab.FstabEntry(0, spec, mount.target, kind, (*mount.options, *subvolume, *access, *optional) or ("defaults",))
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(ENTRIES, max_size=6), POLICIES, st.sampled_from([ROOT, POOL, HOME]))
+def test_round_trip(entries: list[fstab.FstabEntry], policy: PlanPolicy, root: Volume) -> None:
+    """A plan that is written down as an fstab, and read and planned again, is the same plan; all of it can be had."""
+    try:
+        made = plan(DISK, fstab.FstabTable(tuple(entries)), policy, root)
+    except MapperError:
+        return
+    table = fstab.parse(fstab.render(fstab.FstabTable(tuple(map(written_down, made.mounts)))))
+    again = plan(DISK, table, policy, root)
+    assert again.mounts == made.mounts
+    assert again.skipped == ()
+
+
 @settings(deadline=None, max_examples=300)
 @given(
     st.binary(max_size=200)
