@@ -3,7 +3,8 @@
 #
 # To be run in a mount namespace of its own, with private propagation: pivot_root and not chroot, because the kernel
 # gives a process in a chroot no user namespace (user_namespaces(7)). TREE is never written. The host's directory LAB is
-# seen under the same path on both sides. Standard output is closed when all is in place; the program writes to stderr.
+# seen under the same path on both sides, and LAB/host with what is mounted in it by now. Standard output is closed when
+# all is in place; the program writes to stderr.
 set -eu
 tree=$1 lab=$2
 shift 2
@@ -26,6 +27,7 @@ mount -t proc none proc
 mount --rbind /sys sys
 mount --rbind /dev dev
 mount --bind "$lab" "./$lab"
+[ ! -d "$lab/host" ] || mount --rbind "$lab/host" "./$lab/host"
 pivot_root . .
 umount --lazy . # the old root lies upon the new one: see pivot_root(2)
 exec "$@" >&2

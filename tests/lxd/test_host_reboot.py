@@ -1,7 +1,7 @@
 """After the host was booted: no device, no mount, no record, a daemon that starts anew.
 
 The daemon is real and is really stopped and started. What a boot takes away (mounts, devices, the runtime directory) is
-taken away by hand.
+taken away by hand. Incus gets a new mount namespace at each start, with what is mounted by then.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Host:
         assert self._daemons.ended(lab.pid, 30)
         self._daemons.kill_left_over(lab)  # no monitor of LXC outlives a boot
         mapper = Mapper.open()
-        for entry in reversed(mountinfo.under(self.lab.directory)):
+        for entry in reversed(mountinfo.under(lab.home)):
             run("umount", entry.target)
         for tree in mounted.records(mapper):
             _dismantle(mapper, tree)
@@ -99,13 +99,16 @@ class Host:
 
 
 @pytest.fixture
-def host(images: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime_dir: Path) -> Iterator[Host]:
+def host(product: str, images: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     monkeypatch.syspath_prepend(str(ROOT / "labs"))
     import containers_daemon  # type: ignore[import-not-found]
     import containers_model  # type: ignore[import-not-found]
 
-    lab = Lab("lxd", f"/run/mapper-lab/b{os.getpid()}")
-    run(command("lxd"), "up", lab.directory)
+    lab = Lab(product, f"/run/mapper-lab/b{os.getpid()}")
+    run(command(product), "up", lab.directory)
+    runtime = Path(lab.directory) / "host" / "mapper"  # where a daemon sees it that has a root directory of its own
+    runtime.mkdir(0o700, parents=True)
+    monkeypatch.setenv(ENVIRONMENT, str(runtime))
     found = Host(lab, containers_daemon, containers_model, images, One(tmp_path, lab.socket))
     monkeypatch.setenv("MAPPER_STATE_DIR", found.state["MAPPER_STATE_DIR"])
     try:
@@ -116,10 +119,10 @@ def host(images: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ru
             machine = Machine(found.one, found.client, int(instance.name[4:]), "")
             vm = found.one.vm_xml(machine.id, "", deployed=True)
             ok(found.one.end(machine.id, vm, **found.state))
-        run(command("lxd"), "down", lab.directory)
         mapper = Mapper.open()
         assert mounted.records(mapper) == () and mapper.journal.ids() == ()
-        assert mapper.runtime.root == os.environ[ENVIRONMENT]
+        assert mapper.runtime.root == str(runtime)
+        run(command(product), "down", lab.directory)
 
 
 def _dismantle(mapper: Mapper, tree: TreeRecord) -> None:
@@ -167,7 +170,7 @@ def test_containers_with_autostart_come_back_with_all_disks_others_are_switched_
     for machine in (back, off):
         ok(machine.power("shutdown", **host.state))
     back.nothing_left()
-    assert inventory.read_all(Mapper.open().runtime) == ()
+    assert inventory.paths(Mapper.open().runtime) == ()
 
 
 def test_the_hook_alone_brings_a_container_with_one_disk_back(host: Host) -> None:
