@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 from mapper_core.cli.output import Style
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mapper_core.cli.output import Output
     from mapper_core.cli.parser import Arguments
+    from mapper_core.doctor import Check
 
 
 def plugins(_arguments: Arguments, output: Output) -> int:
@@ -53,13 +56,19 @@ def plugins(_arguments: Arguments, output: Output) -> int:
 
 def doctor(_arguments: Arguments, output: Output) -> int:
     """Examine the host; the exit status is 1 when a check has failed."""
-    from mapper_core.doctor import Status, examine
+    from mapper_core.doctor import examine
     from mapper_core.mapping import Mapper
     from mapper_core.registry import Registry
     from mapper_core.runtime import Runtime
 
     # not open(): that makes directories, and the doctor only looks
-    checks = examine(Mapper(Runtime.from_environment(), Registry.load()))
+    return show(examine(Mapper(Runtime.from_environment(), Registry.load())), output)
+
+
+def show(checks: Sequence[Check], output: Output) -> int:
+    """Print what was found; the exit status is 1 when a check has failed."""
+    from mapper_core.doctor import Status
+
     failed = any(check.status is Status.FAILED for check in checks)
     if output.style is Style.JSON:
         output.json({"ok": not failed, "checks": checks})

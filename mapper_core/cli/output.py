@@ -46,6 +46,7 @@ class Output:
     :param talk: how much to say.
     :param stdout: for data; the process' own by default.
     :param stderr: for talk.
+    :param program: who talks.
     """
 
     def __init__(
@@ -55,7 +56,9 @@ class Output:
         *,
         stdout: TextIO | None = None,
         stderr: TextIO | None = None,
+        program: str = PROGRAM,
     ) -> None:
+        self._program = program
         self.style = style
         self.talk = talk
         self._stdout = sys.stdout if stdout is None else stdout
@@ -118,7 +121,7 @@ class Output:
 
     def note(self, text: str) -> None:
         """Say something that a person should know; also in JSON mode, where it is no part of the data."""
-        self._say(f"{PROGRAM}: {printable(text)}\n")
+        self._say(f"{self._program}: {printable(text)}\n")
 
     def remark(self, text: str) -> None:
         """Say something about the data, on stderr, once they are printed."""

@@ -24,12 +24,24 @@ BLKGETSIZE64 = 0x80081272
 SYSFS_SECTOR = 512  # sysfs counts sectors of 512 bytes whatever the sector size of the device is
 
 
+#: Drivers whose devices are made for one image; others have the host's own disks as well.
+_MADE_FOR_IMAGES = ("loop", "nbd", "rbd")
+
+
 class KernelPartition(NamedTuple):
     """A partition the kernel knows: number, first byte, length in bytes."""
 
     number: int
     start: int
     size: int
+
+
+def is_made_for_an_image(number: str) -> bool:
+    """Whether a device is one of those that are made when an image is mapped, and serves no other purpose.
+
+    :param number: ``major:minor`` of a whole disk.
+    """
+    return os.path.basename(os.path.realpath(f"/sys/dev/block/{number}")).startswith(_MADE_FOR_IMAGES)
 
 
 def size(fd: int) -> int:

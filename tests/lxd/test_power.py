@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from mapper_driver.actions.reboot import RESTART_KEY
+from mapper_driver.restarting import RESTART_KEY
 from mapper_driver.lxd.client import LxdClient
 from mapper_driver.lxd.model import Status
 

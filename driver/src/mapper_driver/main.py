@@ -26,13 +26,23 @@ if TYPE_CHECKING:
 
 USAGE = """\
 usage: mapper-driver run SCRIPT_DIR ACTION ARGUMENT... <XML
+       mapper-driver probe PROBE_DIR ARGUMENT... <XML
        mapper-driver boot
+       mapper-driver install-remotes [--destdir DIR] [--one-version V] [--part all|frontend|node] [--user NAME]
+       mapper-driver uninstall [--destdir DIR]
+       mapper-driver check [--json]
        mapper-driver --version | --help
 
 run   Runs an action of OpenNebula's virtual machine driver on this node. It is called by the scripts in remotes/vmm/lxd and
       not by hand. SCRIPT_DIR is their directory; the options of the node are in SCRIPT_DIR/../../etc/vmm/lxd/lxdrc,
       OpenNebula's version is in SCRIPT_DIR/../../VERSION.
+probe Runs a probe of OpenNebula's monitoring agent; called by the scripts in remotes/im/lxd-probes.d. Which one it is, the last
+      two parts of PROBE_DIR say: vm/status, vm/monitor, vm/execution, host/system, host/monitor.
 boot  After the host was booted and before LXD starts: mounts the disks of the containers with boot.autostart.
+install-remotes, uninstall
+      Puts the scripts and probes into OpenNebula's remotes, where they are, and the node's files (sudo, udev, modules,
+      boot) in place; takes exactly those away. DIR stands for /.
+check Examines this node; says what to do. Exit status 1: something must be done.
 
 Environment: LXD_SOCKET or LXD_DIR (the daemon), MAPPER_RUNTIME_DIR, MAPPER_STATE_DIR, MAPPER_LXDRC, MAPPER_ONE_VERSION.
 """
@@ -49,8 +59,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"mapper-driver {version('mapper-driver')}")
         return 0
+    if words[:1] in (["install-remotes"], ["uninstall"], ["check"]):
+        from mapper_driver.install.commands import run as run_command
+
+        return run_command(words)
     if words == ["boot"]:
         return _boot()
+    if len(words) >= 2 and words[0] == "probe":
+        from mapper_driver.probes.run import run as run_probe
+
+        return run_probe(words[1], words[2:])
     if len(words) < 3 or words[0] != "run":
         print(USAGE, end="", file=sys.stderr)
         return 2
@@ -76,26 +94,58 @@ def run(script_dir: str, action: str, argv: Sequence[str]) -> int:
 
     started = time.monotonic()
     log = Log(action, find_version(script_dir, os.environ), sys.stderr)
+    done = _Done()
+    failure: BaseException | None = None
     try:
-        result, api_seconds = _carry_out(script_dir, action, argv, log)
+        _carry_out(script_dir, action, argv, log, done)
     except MapperError as error:
-        return log.failure(error)
+        failure = error
     except KeyboardInterrupt:
-        return log.failure(MapperError("interrupted; what was begun has been undone")) and 130
+        failure = MapperError("interrupted; what was begun has been undone")
+        failure.exit_code = 130
     except Exception as error:  # OpenNebula gets one line, the traceback would be its message
         if os.environ.get("MAPPER_DEBUG"):
             raise
-        return log.failure(error)
+        failure = error
     total = time.monotonic() - started
-    log.info(f"done in {total:.2f} s, {api_seconds:.2f} s of that in the daemon")
+    if done.config is not None and done.config.log.json:
+        _keep_record(log, tuple(argv), failure, total, done.api_seconds)
+    if failure is not None:
+        return log.failure(failure)
+    if done.config is not None and done.config.log.durations:
+        log.tell_steps()
+    log.info(f"done in {total:.2f} s, {done.api_seconds:.2f} s of that in the daemon")
     log.success()
-    if result:
-        print_result(result, sys.stdout)
+    if done.result:
+        print_result(done.result, sys.stdout)
     return 0
 
 
-def _carry_out(script_dir: str, action: str, argv: Sequence[str], log: Log) -> tuple[str, float]:
-    """Check what was asked for and do it; return what is printed and the seconds spent in the daemon."""
+class _Done:
+    """How far a call has come.
+
+    :ivar config: options of the node, once they are read.
+    :ivar result: what is printed.
+    :ivar api_seconds: spent in the daemon.
+    """
+
+    def __init__(self) -> None:
+        self.config: Config | None = None
+        self.result = ""
+        self.api_seconds = 0.0
+
+
+def _keep_record(log: Log, argv: tuple[str, ...], failure: BaseException | None, total: float, daemon: float) -> None:
+    from mapper_driver import callog
+
+    try:
+        callog.write(log, argv, failure, total, daemon)
+    except OSError as error:
+        log.warning(f"the log as JSON cannot be written: {error}")
+
+
+def _carry_out(script_dir: str, action: str, argv: Sequence[str], log: Log, done: _Done) -> None:
+    """Check what was asked for and do it."""
     from mapper_driver.opennebula.argv import arguments_of, parse_argv
     from mapper_driver.opennebula.config import find_config, load_config
     from mapper_driver.opennebula.xml import read_document, read_input
@@ -104,10 +154,10 @@ def _carry_out(script_dir: str, action: str, argv: Sequence[str], log: Log) -> t
     if action not in _ACTIONS:
         raise NotSupported(f"the action {action} is not supported", subject=action)
     document = read_document(read_input(sys.stdin.buffer))
-    config = load_config(find_config(script_dir, os.environ))
+    done.config = config = load_config(find_config(script_dir, os.environ))
     for warning in config.warnings:
         log.warning(warning)
-    return _ACTIONS[action](given, document, config, log)
+    done.result, done.api_seconds = _ACTIONS[action](given, document, config, log)
 
 
 def _in(module: str, name: str) -> Act:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from mapper_driver.actions.reboot import is_restarting
 from mapper_driver.instance import STATUS_KEY
+from mapper_driver.lxd.blockio import Transfers
 from mapper_driver.lxd.model import Instance, InstanceState, Status
+from mapper_driver.restarting import is_restarting
 
 
 class MachineState(enum.Enum):
@@ -63,22 +64,42 @@ class Usage:
     :param memory_kib: in use, KiB.
     :param received: bytes received on all interfaces since the start.
     :param sent: bytes sent, likewise.
+    :param cpu: percent of one processor, since an earlier look.
+    :param disks: what went through its disks since the start.
     """
 
     memory_kib: int | None = None
     received: int | None = None
     sent: int | None = None
+    cpu: float | None = None
+    disks: Transfers | None = None
 
 
-def usage(state: InstanceState) -> Usage:
+def usage(state: InstanceState, cpu: float | None = None, disks: Transfers | None = None) -> Usage:
     """What it uses now; nothing when it does not run."""
     if state.status is not Status.RUNNING:
         return Usage()
     memory = None if state.memory is None else state.memory // 1024
-    return Usage(memory, state.received, state.sent)
+    return Usage(memory, state.received, state.sent, cpu, disks)
 
 
 def poll_line(state: MachineState | None, used: Usage) -> str:
-    """The answer of ``poll``. Processor time is left out: one look cannot tell a percentage."""
-    values = {"STATE": _LETTERS[state], "MEMORY": used.memory_kib, "NETRX": used.received, "NETTX": used.sent}
-    return " ".join(f"{name}={value}" for name, value in values.items() if value is not None)
+    """The answer of ``poll``."""
+    values = {"STATE": _LETTERS[state], **attributes(used)}
+    return " ".join(f"{name}={value}" for name, value in values.items())
+
+
+def attributes(used: Usage) -> dict[str, str]:
+    """What is known, in OpenNebula's words."""
+    values: dict[str, float | None] = {
+        "CPU": used.cpu,
+        "MEMORY": used.memory_kib,
+        "NETRX": used.received,
+        "NETTX": used.sent,
+    }
+    if used.disks is not None:
+        values["DISKRDBYTES"] = used.disks.read_bytes
+        values["DISKWRBYTES"] = used.disks.written_bytes
+        values["DISKRDIOPS"] = used.disks.reads
+        values["DISKWRIOPS"] = used.disks.writes
+    return {name: str(value) for name, value in values.items() if value is not None}

@@ -18,13 +18,13 @@ from mapper_core.errors import Busy, MapperError
 from mapper_core.journal import read_json, write_json
 from mapper_core.tree import mounted
 from mapper_driver.actions.node import Node
-from mapper_driver.actions.reboot import is_restarting
 from mapper_driver.errors import InstanceNotFound
 from mapper_driver.instance import STATUS_KEY
 from mapper_driver.lxd import placement
 from mapper_driver.lxd.client import AUTOSTART
 from mapper_driver.lxd.model import Instance, Status
 from mapper_driver.ownership import lock_for_release
+from mapper_driver.restarting import is_restarting
 
 OFF_SECONDS = 60.0
 """How long a container has to be stopped. LXD needs some seconds for the reboot of a guest, on a busy host more."""

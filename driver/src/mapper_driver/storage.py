@@ -88,7 +88,7 @@ class Storage:
             if made:
                 self.log.info(f"disk {disk.id}: made a filesystem ({made})")
         try:
-            with self._grown(request, disk):
+            with self.log.step(f"mount disk {disk.id}"), self._grown(request, disk):
                 staged = self._mount(request, disk)
         except UnknownFilesystem:
             if disk.kind is not DiskKind.CDROM or disk.cluster is not None:
@@ -109,7 +109,8 @@ class Storage:
 
     def stage_context(self, context: Context, idmap: IdMap | None) -> Staged:
         """Show the files of the contextualisation ISO."""
-        return self._lend(self._unpack(context.disk_id, context.location, idmap))
+        with self.log.step(f"show the files of disk {context.disk_id}"):
+            return self._lend(self._unpack(context.disk_id, context.location, idmap))
 
     def restage_context(self, context: Context, idmap: IdMap | None) -> None:
         """Replace the shown files by those of the ISO as it is now, for everybody who has them mounted.
@@ -174,7 +175,8 @@ class Storage:
     def _dismantle(self, tree: TreeRecord) -> None:
         was_lent = lending.withdraw(tree.directory, self.daemon_pid)
         try:
-            mounted.dismantle(self.mapper, tree)
+            with self.log.step(f"release {os.path.basename(tree.directory)}"):
+                mounted.dismantle(self.mapper, tree)
         except DeviceBusy:
             if was_lent and mountinfo.at(tree.directory):
                 lending.lend(tree.directory, self.daemon_pid)

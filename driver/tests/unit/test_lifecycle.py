@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from mapper_driver import checkpoint, inventory
 from mapper_driver.actions.exec import KEY, MAX_BYTES, Command, parse_command
-from mapper_driver.actions.reboot import RESTART_KEY, RESTART_SECONDS, is_restarting
 from mapper_driver.checkpoint import Checkpoint, Kind
 from mapper_driver.instance import STATUS_KEY
 from mapper_driver.inventory import Inventory, KeptDisk, KeptFiles
@@ -25,6 +24,7 @@ from mapper_driver.opennebula.protocol import RestartCalls, restart_calls
 from mapper_driver.opennebula.vm import VmIdentity
 from mapper_driver.opennebula.xml import read_document
 from mapper_driver.poweroff import OFF_SECONDS, Seen, Step, decide
+from mapper_driver.restarting import RESTART_KEY, RESTART_SECONDS, is_restarting
 
 from mapper_core.errors import NotFound, Refused, StateCorrupt, UsageError
 from mapper_core.model import Access, Disk, IdMap, IdRange

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from mapper_driver.opennebula.config import ENVIRONMENT, Config, Vnc, find_config, load_config, parse_config
+from mapper_driver.opennebula.config import ENVIRONMENT, Config, Logging, Vnc, find_config, load_config, parse_config
 
-from mapper_core.errors import NotFound, UsageError
+from mapper_core.errors import NotFound, Refused, UsageError
 
 pytestmark = pytest.mark.unit
 
@@ -128,3 +128,28 @@ def test_unreadable(tmp_path: Path) -> None:
     large.write_bytes(b"#" * (1024 * 1024 + 1))
     with pytest.raises(UsageError, match="larger than"):
         load_config(str(large))
+
+
+def test_the_file_of_the_nodes_administrator_goes_before_that_of_the_front_end(tmp_path: Path) -> None:
+    beside = tmp_path / "etc" / "vmm" / "lxd" / "lxdrc"
+    beside.parent.mkdir(parents=True)
+    beside.write_bytes(b"pool: theirs\n")
+    scripts, node = str(tmp_path / "vmm" / "lxd"), tmp_path / "lxdrc"
+    assert find_config(scripts, {}, str(node)) == str(beside)
+    node.write_bytes(b"pool: mine\n")
+    node.chmod(0o644)
+    assert find_config(scripts, {}, str(node)) == str(node)
+    node.chmod(0o666)
+    with pytest.raises(Refused, match="others than root may write"):
+        find_config(scripts, {}, str(node))
+
+
+def test_what_is_logged_besides() -> None:
+    assert parse_config(b"pool: x", "lxdrc").log == Logging(durations=False, json=False)
+    assert parse_config(b":log:\n  :durations: true\n  :json: true\n", "lxdrc").log == Logging(
+        durations=True, json=True
+    )
+    with pytest.raises(UsageError, match=r"log\.json is '1', expected true or false"):
+        parse_config(b"log: {json: 1}", "lxdrc")
+    [warning] = parse_config(b"log: {colour: red}", "lxdrc").warnings
+    assert "log.colour" in warning

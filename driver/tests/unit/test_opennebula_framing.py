@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mapper_driver import callog
 from mapper_driver.opennebula.framing import (
     ENVIRONMENT,
     MAX_MESSAGE,
@@ -214,3 +216,37 @@ def test_result() -> None:
         with pytest.raises(ValueError):
             print_result(value, stream)
     assert stream.getvalue() == "one-42\n"
+
+
+def test_steps() -> None:
+    """Each has its time, also one that has failed; they are told when the node's options say so."""
+    stream = io.StringIO()
+    log = Log("deploy", "7.0.0", stream)
+    with log.step("create the container"):
+        pass
+    with pytest.raises(Busy), log.step("start the container"):
+        raise Busy("is in use")
+    assert [name for name, _ in log.steps] == ["create the container", "start the container"]
+    assert stream.getvalue() == ""
+    log.tell_steps()
+    assert re.fullmatch(r"(INFO: deploy: \d\.\d{3} s: (create|start) the container\n){2}", stream.getvalue())
+
+
+def test_a_line_of_json_for_each_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(callog.ENVIRONMENT, str(tmp_path / "log"))
+    log = Log("deploy", "6.10.5", io.StringIO())
+    log.warning("odd\nline")
+    with log.step("create the container"):
+        pass
+    callog.write(log, ("one-7", "x" * 10_000), ERROR, 1.5, 0.25)
+    callog.write(log, ("one-7",), None, 1.5, 0.25)
+    first, second = (json.loads(line) for line in (tmp_path / "log" / "driver.json").read_text().splitlines())
+    assert (first["action"], first["arguments"], first["result"]) == ("deploy", ["one-7"], "ImageNotFound")
+    assert first["message"].startswith("/var/lib/one/disk.0: the image")
+    assert (second["result"], second["message"], second["steps"][0]["name"]) == ("ok", "", "create the container")
+    assert second["log"] == [{"severity": "INFO", "text": "warning: odd\nline"}]
+    (tmp_path / "log" / "driver.json").unlink()
+    (tmp_path / "log" / "driver.json").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="symbolic links"):
+        callog.write(log, (), None, 0, 0)
+    assert not (tmp_path / "elsewhere").exists()

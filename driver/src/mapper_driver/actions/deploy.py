@@ -30,17 +30,20 @@ def deploy(vm: VirtualMachine, node: Node) -> str:
     """
     container = vm.container
     storage = node.storage(container)
-    built = build_instance(vm, node.config, _facts(vm, node), _directories(vm, node))
+    with node.log.step("check the description"):
+        built = build_instance(vm, node.config, _facts(vm, node), _directories(vm, node))
     for warning in built.warnings:
         node.log.warning(warning)
-    _remove_leftovers(container, node)
+    with node.log.step("look for leftovers"):
+        _remove_leftovers(container, node)
     if reverting.snapshot_of(vm):
         from mapper_driver import snapshots
 
         snapshots.finish(vm, node.mapper, snapshots.disks_of(vm, node.config), node.log.warning)
     with contextlib.ExitStack() as undo:
         undo.callback(node.undo, container)
-        node.client.create(_without_disks(built.spec))
+        with node.log.step("create the container"):
+            node.client.create(_without_disks(built.spec))
         idmap = node.client.idmap(container)
         root = storage.stage(vm, vm.root_disk(), idmap)
         others = [
@@ -50,8 +53,10 @@ def deploy(vm: VirtualMachine, node: Node) -> str:
         ]
         if vm.context is not None:
             others.append(storage.stage_context(vm.context, idmap))
-        _hand_over(built.spec, root, others, idmap, node)
-        start(container, node)
+        with node.log.step("hand over the disks"):
+            _hand_over(built.spec, root, others, idmap, node)
+        with node.log.step("start the container"):
+            start(container, node)
         node.client.set_config(container, {STATUS_KEY: None})
         undo.pop_all()
     return container

@@ -118,6 +118,14 @@ def result(container: str, client: LxdClient) -> ExecResult | None:
     return ExecResult(int(match.group(1)), stdout, stderr[: match.start()])
 
 
+def forget(container: str, client: LxdClient) -> None:
+    """Forget the last command, with its output."""
+    operation, _ = _of(client.instance(container).config.get(KEY, ""))
+    client.set_config(container, {KEY: None})
+    if operation:
+        client.forget_output(container, operation)
+
+
 def _of(value: str) -> tuple[str, str]:
     operation, _, mark = value.partition(" ")
     return operation, mark

@@ -8,7 +8,6 @@ first of two calls leaves a mark with the time in the container's configuration.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 
 from mapper_driver.actions.node import Node
 from mapper_driver.actions.shutdown import end
@@ -17,12 +16,7 @@ from mapper_driver.lxd.model import Status
 from mapper_driver.opennebula.argv import Stop
 from mapper_driver.opennebula.protocol import RestartCalls
 from mapper_driver.restage import restage_if_needed
-
-RESTART_KEY = "user.mapper_restart"
-"""When the first of two calls stopped the container, seconds since the epoch."""
-
-RESTART_SECONDS = 300.0
-"""How long the second call may take to come: the network drivers work in between."""
+from mapper_driver.restarting import RESTART_KEY, is_restarting
 
 
 def reboot(container: str, stop: Stop, calls: RestartCalls, node: Node) -> None:
@@ -45,13 +39,3 @@ def reboot(container: str, stop: Stop, calls: RestartCalls, node: Node) -> None:
     start(container, node)
     if RESTART_KEY in found.config:
         node.client.set_config(container, {RESTART_KEY: None})
-
-
-def is_restarting(config: Mapping[str, str], now: float) -> bool:
-    """Whether a container is between the two calls.
-
-    :param config: its configuration keys.
-    :param now: seconds since the epoch.
-    """
-    text = config.get(RESTART_KEY, "")
-    return text.isascii() and text.isdigit() and 0 <= now - int(text) < RESTART_SECONDS

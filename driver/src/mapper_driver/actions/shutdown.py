@@ -20,11 +20,15 @@ def shutdown(vm: VmIdentity, stop: Stop, node: Node) -> None:
     """
     container = vm.container
     try:
-        end(container, stop, node)
+        with node.log.step("stop the container"):
+            end(container, stop, node)
     except InstanceNotFound:
         node.log.info(f"there is no container {container}; releasing what is left of its disks")
-    if not vm.is_wild:
-        node.remove(container)
+    if vm.is_wild:
+        node.hide_console(container)
+    else:
+        with node.log.step("remove the container and release its disks"):
+            node.remove(container)
 
 
 def end(container: str, stop: Stop, node: Node) -> None:

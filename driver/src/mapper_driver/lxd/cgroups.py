@@ -64,28 +64,46 @@ class Group:
             raise kernel_error(error, f"the kernel refuses {value!r}", subject=f"{self.path}/{name}") from error
 
 
-def version_of(controller: str) -> Version:
-    """Which interface a controller has on this host.
+@dataclass(frozen=True, slots=True)
+class Controller:
+    """A controller, as this host has it.
 
-    :param controller: as version 2 calls it: ``io``, ``memory``, ``cpuset``.
+    :param mount: directory of its hierarchy.
+    :param key: its name in ``/proc/PID/cgroup``.
+    """
+
+    version: Version
+    mount: str
+    key: str
+
+    def group(self, pid: int) -> Group:
+        """The group of the container whose first process is ``pid``."""
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+            return Group(self.version, self.mount + own_paths(file.read())[self.key])
+
+
+def controller(name: str) -> Controller:
+    """Look a controller up.
+
+    :param name: as version 2 calls it: ``io``, ``memory``, ``cpuset``.
     :raises NotSupported: this kernel has no such controller.
     """
-    return Version.V1 if _hierarchy(_old_name(controller)) else _unified(controller)[0]
-
-
-def group_of(controller: str, pid: int) -> Group:
-    """The group of the container whose first process is ``pid``.
-
-    :raises NotSupported: this kernel has no such controller.
-    """
-    old = _old_name(controller)
+    old = _old_name(name)
     mount = _hierarchy(old)
-    with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
-        paths = own_paths(file.read())
     if mount:
-        return Group(Version.V1, mount + paths[old])
-    version, mount = _unified(controller)
-    return Group(version, mount + paths[""])
+        return Controller(Version.V1, mount, old)
+    version, mount = _unified(name)
+    return Controller(version, mount, "")
+
+
+def version_of(name: str) -> Version:
+    """Which interface a controller has on this host; see :func:`controller`."""
+    return controller(name).version
+
+
+def group_of(name: str, pid: int) -> Group:
+    """The group of the container whose first process is ``pid``; see :func:`controller`."""
+    return controller(name).group(pid)
 
 
 def own_paths(text: str) -> dict[str, str]:

@@ -13,12 +13,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import NoReturn
 
-from mapper_core.errors import NotFound, UsageError
+from mapper_core.errors import NotFound, Refused, UsageError
 
 from .fields import FILESYSTEM, FORMAT, POOL, PROFILE, WORD, absolute_path, printable, shown
 
 ENVIRONMENT = "MAPPER_LXDRC"
 """Path of the file, instead of the one beside the scripts."""
+NODE_FILE = "/etc/mapper/lxdrc"
+"""Of the node's administrator: where it is, what comes from the front-end does not count."""
 MAX_BYTES = 1024 * 1024
 
 _PATTERN = re.compile(r"[a-z][a-z0-9_.-]*\*?")  # a key of LXD or LXC, or the beginning of some
@@ -32,12 +34,14 @@ class Vnc:
     :param width: of the screen, pixels.
     :param height: of the screen, pixels.
     :param timeout: seconds without input after which it closes the console; 0: never.
+    :param client: the daemon's own client, which runs the command in the container; empty: ``lxc`` or ``incus``.
     """
 
     command: str = "/bin/login"
     width: int = 800
     height: int = 600
     timeout: int = 300
+    client: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,18 @@ class Security:
 
     allow: tuple[str, ...] = ("privileged", "nesting")
     raw_allow: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Logging:
+    """What is logged besides.
+
+    :param durations: the time of each step, in the log of the machine.
+    :param json: one line of JSON for each call, in a file of the node.
+    """
+
+    durations: bool = False
+    json: bool = False
 
 
 class SaveAs(enum.Enum):
@@ -92,6 +108,7 @@ class Config:
     :param stop_timeout: seconds a container may take to shut down before it is stopped hard.
     :param save: what is done instead of saving the memory of a machine.
     :param security: what owners of machines may ask for.
+    :param log: what is logged besides.
     :param warnings: what is odd in the file, one sentence each; to be logged.
     """
 
@@ -109,20 +126,29 @@ class Config:
     stop_timeout: float = 120.0
     save: Save = Save()
     security: Security = Security()
+    log: Logging = Logging()
     warnings: tuple[str, ...] = ()
 
 
-def find_config(script_dir: str, environ: Mapping[str, str]) -> str:
-    """Path of the file: from the environment, else beside the scripts; empty when there is none.
+def find_config(script_dir: str, environ: Mapping[str, str], node_file: str = NODE_FILE) -> str:
+    """Path of the file: from the environment, else that of the node, else the one beside the scripts; empty when there is none.
 
     :param script_dir: directory of the action scripts, such as ``/var/tmp/one/vmm/lxd``.
     :raises NotFound: when the environment names a file that is not there.
+    :raises Refused: when others than its owner may write to the node's.
     """
     named = environ.get(ENVIRONMENT, "")
     if named:
         if not os.path.isfile(named):
             raise NotFound(f"the file that {ENVIRONMENT} names does not exist", subject=named)
         return named
+    if os.path.lexists(node_file):
+        found = os.stat(node_file)
+        if found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022:
+            raise Refused(
+                "others than root may write to it", subject=node_file, hint=f"chown root and chmod 644 {node_file}"
+            )
+        return node_file
     beside = os.path.normpath(os.path.join(script_dir, "../../etc/vmm/lxd/lxdrc"))
     return beside if os.path.isfile(beside) else ""
 
@@ -165,6 +191,7 @@ def parse_config(data: bytes, path: str) -> Config:
     vnc = options.section("vnc", Vnc)
     security = options.section("security", Security)
     save = options.section("save", Save)
+    log = options.section("log", Logging)
     default = Config()
     return Config(
         vnc=Vnc(
@@ -172,6 +199,7 @@ def parse_config(data: bytes, path: str) -> Config:
             width=vnc.whole("width", Vnc().width, minimum=1),
             height=vnc.whole("height", Vnc().height, minimum=1),
             timeout=vnc.whole("timeout", Vnc().timeout, minimum=0),
+            client=vnc.text("client", Vnc().client),
         ),
         filesystem=options.text("filesystem", default.filesystem, FILESYSTEM),
         datastore_location=options.path_name("datastore_location", default.datastore_location),
@@ -192,7 +220,14 @@ def parse_config(data: bytes, path: str) -> Config:
             allow=security.words("allow", Security().allow, _is_wish, "privileged or nesting"),
             raw_allow=security.words("raw_allow", (), _is_pattern, "a key such as linux.sysctl.net.*"),
         ),
-        warnings=(*options.unknown(Config), *vnc.unknown(Vnc), *security.unknown(Security), *save.unknown(Save)),
+        log=Logging(durations=log.flag("durations"), json=log.flag("json")),
+        warnings=(
+            *log.unknown(Logging),
+            *options.unknown(Config),
+            *vnc.unknown(Vnc),
+            *security.unknown(Security),
+            *save.unknown(Save),
+        ),
     )
 
 
@@ -243,6 +278,12 @@ class _Options:
             self._wrong(name, value, "one line of text")
         if pattern is not None and not pattern.fullmatch(value):
             self._wrong(name, value, "a plain name")
+        return value
+
+    def flag(self, name: str) -> bool:
+        value = self._values.get(name, False)
+        if not isinstance(value, bool):
+            self._wrong(name, value, "true or false")
         return value
 
     def choice(self, name: str, default: str, allowed: list[str]) -> str:

@@ -15,8 +15,9 @@ from __future__ import annotations
 import enum
 import os
 import re
-from collections.abc import Mapping
-from contextlib import suppress
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
 from mapper_core.errors import MapperError
@@ -117,6 +118,8 @@ class Log:
     :param action: name of the script; every line begins with it. (7.x takes a number there for that of a machine.)
     :param version: OpenNebula's, see :func:`find_version`.
     :param stream: the standard error.
+    :ivar said: severity and text of each line.
+    :ivar steps: name and seconds of each step that has ended, as it may have with a failure.
     """
 
     def __init__(self, action: str, version: str, stream: TextIO) -> None:
@@ -125,6 +128,8 @@ class Log:
         self._framing = framing_of(version)
         self._stream = stream
         self._held: list[str] = []
+        self.said: list[tuple[str, str]] = []
+        self.steps: list[tuple[str, float]] = []
 
     def info(self, text: str) -> None:
         """Say what was done."""
@@ -137,6 +142,23 @@ class Log:
     def debug(self, text: str) -> None:
         """Say what only a developer wants to know."""
         self._line("DEBUG", text)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Measure one step of the action.
+
+        :param name: what is done, such as ``start the container``.
+        """
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.steps.append((name, time.monotonic() - began))
+
+    def tell_steps(self) -> None:
+        """Say how long each step has taken."""
+        for name, seconds in self.steps:
+            self.info(f"{seconds:.3f} s: {name}")
 
     def success(self) -> None:
         """Let go what was held back."""
@@ -154,6 +176,7 @@ class Log:
         return (error.exit_code if isinstance(error, MapperError) else 1) or 1
 
     def _line(self, severity: str, text: str) -> None:
+        self.said.append((severity, text))
         line = f"{severity}: {self.action}: {one_line(text)}"
         if self._framing is not Framing.WHOLE:
             _write(self._stream, [line])

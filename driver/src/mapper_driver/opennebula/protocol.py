@@ -23,3 +23,9 @@ def restart_calls(version: str) -> RestartCalls:
     """
     number = number_of(version)
     return RestartCalls.TWO if number is not None and number < (6, 9, 0) else RestartCalls.ONE
+
+
+def knows_wild(version: str) -> bool:
+    """Whether machines without a number, made by hand, can be reported and imported: to 6.10. An unknown version is newer."""
+    number = number_of(version)
+    return number is not None and number < (6, 99, 0)
