@@ -14,6 +14,7 @@ from typing import Any
 from mapper_core.errors import StateCorrupt
 from mapper_core.frozen import dataclass
 from mapper_core.linux.files import read_bytes
+from mapper_core.linux.syscalls import kernel_error
 from mapper_core.model import Access, Attachment, Disk, MapOptions, Partition, PartitionTable
 from mapper_core.resources import KINDS, PluginResource, Resource
 
@@ -117,7 +118,18 @@ class Journal:
 
 
 def write_json(path: str, data: dict[str, Any]) -> None:
-    """Replace ``path`` atomically by ``data``, mode 0600, on disk when the call returns."""
+    """Replace ``path`` atomically by ``data``, mode 0600, on disk when the call returns.
+
+    :raises KernelError: it cannot be written; what was there before is there still.
+    """
+    try:
+        _replace(path, data)
+    except OSError as error:
+        hint = "nothing is done that is not written down first: make room, and make the filesystem writable"
+        raise kernel_error(error, "what is about to be done cannot be written down", subject=path, hint=hint) from error
+
+
+def _replace(path: str, data: dict[str, Any]) -> None:
     directory, _, name = path.rpartition("/")
     temporary = f"{directory}/.{name}.{os.getpid()}"
     # a left-over of a process with the same pid that was killed here may be overwritten
@@ -147,7 +159,7 @@ def read_json(path: str, version: int) -> dict[str, Any] | None:
         data = json.loads(read_bytes(path))
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise corrupt(path, f"is not JSON: {error}") from error
     if not isinstance(data, dict):
         raise corrupt(path, "is not a JSON object")

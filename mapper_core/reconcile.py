@@ -160,7 +160,7 @@ def _is_locked(mapper: Mapper, tree: TreeRecord) -> bool:
 def _why_tree_goes(mapper: Mapper, tree: TreeRecord, alive: _Owners) -> str:
     if not tree.complete:
         return "it was never finished"
-    if tree.disk_id and mapper.journal.read(tree.disk_id) is None:
+    if tree.disk_id and tree.disk_id not in mapper.journal:
         return "its disk is gone"
     return "" if alive(tree.owner) else f"its owner {tree.owner} is gone"
 

@@ -7,11 +7,13 @@ what was kept about them. All others stay as they are, images that belong to Ope
 
 from __future__ import annotations
 
+import os
 import sys
 
 from mapper_core.errors import Busy, MapperError
 from mapper_core.mapping import Mapper
 from mapper_driver import inventory
+from mapper_driver.console import control
 from mapper_driver.ownership import lock
 from mapper_driver.restage import restage
 
@@ -22,17 +24,31 @@ def boot() -> int:
     It says on the standard error what it did; run it as often as you like.
     """
     mapper, status = Mapper.open(), 0
-    for kept in inventory.read_all(mapper.runtime):
-        if not kept.starts_at_boot:
-            continue
+    for path in inventory.paths(mapper.runtime):
         try:
-            with lock(mapper, kept.container):
-                restage(mapper, kept)
-        except Busy:
-            continue  # an action works on it, and knows better
+            said = _start(mapper, path)
         except (MapperError, OSError) as error:
-            print(f"mapper-driver: error: container {kept.container} cannot be started: {error}", file=sys.stderr)
+            container = os.path.basename(path).removesuffix(".json")
+            print(f"mapper-driver: error: container {container} cannot be started: {error}", file=sys.stderr)
             status = status or (error.exit_code if isinstance(error, MapperError) else 1)
         else:
-            print(f"mapper-driver: the disks of container {kept.container} are mounted", file=sys.stderr)
+            if said:
+                print(f"mapper-driver: {said}", file=sys.stderr)
+    try:
+        control.reload(mapper.runtime)
+    except (MapperError, OSError) as error:
+        print(f"mapper-driver: error: there are no consoles: {error}", file=sys.stderr)
     return status
+
+
+def _start(mapper: Mapper, path: str) -> str:
+    """Mount the disks of the container with this inventory; say what was done."""
+    kept = inventory.read(path)
+    if kept is None or not kept.starts_at_boot:
+        return ""
+    try:
+        with lock(mapper, kept.container):
+            restage(mapper, kept)
+    except Busy:
+        return ""  # an action works on it, and knows better
+    return f"the disks of container {kept.container} are mounted"

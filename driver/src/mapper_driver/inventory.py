@@ -148,15 +148,11 @@ def read(path: str) -> Inventory | None:
         raise StateCorrupt(f"misses or garbles a field: {error!r}", subject=path, hint=hint) from error
 
 
-def read_all(runtime: Runtime) -> tuple[Inventory, ...]:
-    """All inventories that can be read, by name of the container."""
-    where, found = directory(runtime, os.environ), []
-    for name in sorted(os.listdir(where)) if os.path.isdir(where) else ():
-        if name.endswith(".json") and not name.startswith("."):
-            inventory = read(f"{where}/{name}")
-            if inventory is not None:
-                found.append(inventory)
-    return tuple(found)
+def paths(runtime: Runtime) -> tuple[str, ...]:
+    """The files of all inventories, by name of the container."""
+    where = directory(runtime, os.environ)
+    names = sorted(os.listdir(where)) if os.path.isdir(where) else ()
+    return tuple(f"{where}/{name}" for name in names if name.endswith(".json") and not name.startswith("."))
 
 
 def forget(runtime: Runtime, container: str) -> None:

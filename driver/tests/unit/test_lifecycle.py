@@ -209,10 +209,10 @@ def test_inventory_survives_a_round_trip(tmp_path: Path) -> None:
     path = inventory.path_of(runtime, "one-7")
     assert os.stat(path).st_mode & 0o777 == 0o600
     assert inventory.read(path) == kept
-    assert inventory.read_all(runtime) == (kept,)
+    assert inventory.paths(runtime) == (path,)
     inventory.forget(runtime, "one-7")
     inventory.forget(runtime, "one-7")
-    assert inventory.read(path) is None and inventory.read_all(runtime) == ()
+    assert inventory.read(path) is None and inventory.paths(runtime) == ()
 
 
 def test_inventories_outlive_the_runtime_directory() -> None:

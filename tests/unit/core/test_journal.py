@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mapper_core.errors import StateCorrupt
+from mapper_core.errors import KernelError, StateCorrupt
 from mapper_core.journal import VERSION, Journal, Record, State
 from mapper_core.model import Access, Attachment, Disk, MapOptions, Partition, PartitionTable
 from mapper_core.resources import DaemonResource, LoopResource, NbdResource
@@ -113,7 +113,7 @@ def test_a_write_that_fails_leaves_the_old_record(tmp_path: Path, monkeypatch: p
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(KernelError, match="No space"):
         journal.write(dataclasses.replace(RECORD, users=()))
     monkeypatch.undo()
     assert journal.read("f-1-2") == RECORD

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mapper_core.errors import DeviceBusy, KernelError, MapperError, NotFound, NotMapped
-from mapper_core.journal import read_json, remove_json, write_json
+from mapper_core.journal import corrupt, read_json, remove_json, write_json
 from mapper_core.linux import mountinfo, mounts, namespaces, process_info
 from mapper_core.linux.mounts import MountAttribute, Propagation
 from mapper_core.linux.process_info import ProcessInfo
@@ -105,8 +105,11 @@ def read(path: str) -> Placement | None:
     data = read_json(path, VERSION)
     if data is None:
         return None
-    values = {field.name: data[field.name] for field in dataclasses.fields(Placement)}
-    values["device"] = tuple(values["device"])
+    try:
+        values = {field.name: data[field.name] for field in dataclasses.fields(Placement)}
+        values["device"] = tuple(values["device"])
+    except (KeyError, TypeError) as error:
+        raise corrupt(path, f"misses or garbles a field: {error!r}") from error
     return Placement(**values)
 
 
