@@ -62,6 +62,10 @@ class InstanceStartFailed(LxdFailed):
         self.log = log
 
 
+class ConsoleUnavailable(MapperError):
+    """Is raised when the console server cannot do what it was asked."""
+
+
 # --- 14: the tree and the container do not come together ----------------------------------------------
 
 

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 Answer = tuple[str, float]
 
+#: The command of each daemon for people.
+_CLIENTS = {"lxd": "lxc", "incus": "incus"}
+
 
 def deploy(given: Common, document: Document, config: Config, log: Log) -> Answer:
     """``deploy``: a new machine, or one that was powered off."""
@@ -30,6 +33,7 @@ def deploy(given: Common, document: Document, config: Config, log: Log) -> Answe
     begin = _starter(vm, given, document, config)
     with open_node(vm, config, log) as node:
         begin(node)
+        _show_console(vm, document, node)
         return vm.container, node.client.api_seconds
 
 
@@ -77,6 +81,7 @@ def restore(given: Common, document: Document, config: Config, log: Log) -> Answ
     begin = _starter(vm, given, document, config)
     with open_node(vm, config, log) as node:
         act(vm, given, lambda: begin(node), node)
+        _show_console(vm, document, node)
         return "", node.client.api_seconds
 
 
@@ -119,6 +124,19 @@ def cancel_execution(given: Common, document: Document, config: Config, log: Log
     with open_node(vm, config, log) as node:
         cancel(vm.container, node)
         return "", node.client.api_seconds
+
+
+def _show_console(vm: VmIdentity, document: Document, node: Node) -> None:
+    """Show the console that OpenNebula wants, if any. A machine without one runs all the same."""
+    from mapper_driver.console.control import show
+    from mapper_driver.console.definition import console_of
+    from mapper_driver.opennebula.parse import graphics_of
+
+    environment = dict.fromkeys(("LXD_SOCKET", "INCUS_SOCKET"), node.client.socket)
+    client = _CLIENTS[node.client.server.product]
+    wanted = console_of(vm.container, graphics_of(document), node.config.vnc, client, environment)
+    if wanted is not None:
+        show(node.mapper.runtime, wanted, node.log)
 
 
 def _starter(vm: VmIdentity, given: Common, document: Document, config: Config) -> Callable[[Node], object]:

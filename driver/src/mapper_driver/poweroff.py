@@ -103,6 +103,7 @@ def _release(container: str, node: Node, now: float) -> None:
     node.client.settle(container, deadline_seconds=_SETTLE_SECONDS)
     if decide(node.client.instance(container), _read(container, node), now) is not Step.RELEASE:
         return
+    node.hide_console(container)
     record = placement.read(placement.record_path(node.mapper.runtime, container))
     if record is not None:
         placement.unplace(record, node.client.daemon_pid())

@@ -55,6 +55,7 @@ class Node:
         :raises TreeStillPlaced: something is mounted in its directory that cannot be taken away.
         :raises DeviceBusy: a disk is still in use.
         """
+        self.hide_console(container)
         record = placement.read(placement.record_path(self.mapper.runtime, container))
         if record is not None:
             placement.unplace(record, self.client.daemon_pid())
@@ -64,6 +65,12 @@ class Node:
         placement.forget(self.mapper.runtime, container)
         inventory.forget(self.mapper.runtime, container)
         self.storage(container).release()
+
+    def hide_console(self, container: str) -> None:
+        """Take the console of a container away, if it has one."""
+        from mapper_driver.console import control
+
+        control.hide(self.mapper.runtime, container, self.log)
 
     def running(self, container: str) -> tuple[Instance, int]:
         """A container that runs, and its first process.

@@ -132,6 +132,15 @@ def _memory_nodes(template: Fields) -> tuple[int, ...]:
     return tuple(sorted({number for number in found if number is not None}))
 
 
+def graphics_of(document: Document) -> Graphics | None:
+    """The console of a machine, also of one that has nothing else of ours.
+
+    :raises UsageError: naming the element and its value.
+    """
+    template = Fields(document.vm, "VM").child("TEMPLATE")
+    return None if template is None else _graphics(template)
+
+
 def _graphics(template: Fields) -> Graphics | None:
     graphics = template.child("GRAPHICS")
     kind = "" if graphics is None else graphics.matching("TYPE", fields.WORD, "a type of console").lower()

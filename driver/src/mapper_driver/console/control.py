@@ -1,0 +1,121 @@
+"""What actions do about consoles: show one, take one away. A console that cannot be shown keeps no machine from running."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import time
+
+from mapper_core.errors import DeadlineExceeded, MapperError, ToolMissing
+from mapper_core.linux import locks
+from mapper_core.process import find_program
+from mapper_core.runtime import Runtime
+from mapper_driver.console import definition
+from mapper_driver.console.definition import Console
+from mapper_driver.console.server import DONE, RELOAD
+from mapper_driver.console.viewer import PROGRAMS
+from mapper_driver.errors import ConsoleUnavailable
+from mapper_driver.opennebula.framing import Log
+
+#: Until the server listens, and until it has answered.
+SECONDS = 20.0
+
+
+def show(runtime: Runtime, console: Console, log: Log) -> None:
+    """Let a machine have its console; what stands in the way is a warning."""
+    try:
+        missing = [f"{program} ({package})" for program, package in PROGRAMS if find_program(program) is None]
+        if missing:
+            raise ToolMissing(f"programs are missing: {', '.join(missing)}", hint="install these packages")
+        definition.write(runtime, console)
+        reload(runtime)
+    except (MapperError, OSError) as error:
+        log.warning(f"there is no console for {console.container}: {error}")
+
+
+def hide(runtime: Runtime, container: str, log: Log) -> None:
+    """Take the console of a machine away, with its viewers; nothing happens when it has none."""
+    try:
+        if os.path.exists(definition.path_of(runtime, container)):
+            definition.forget(runtime, container)
+            reload(runtime)
+    except (MapperError, OSError) as error:
+        log.warning(f"the console of {container} may still be there: {error}")
+
+
+def reload(runtime: Runtime) -> None:
+    """Make the server do what the files say; it is started if there is something to serve.
+
+    :raises ConsoleUnavailable: it cannot; the message says what is wrong.
+    :raises DeadlineExceeded: it does not answer.
+    """
+    path = f"{runtime.root}/console.sock"
+    files = definition.directory(runtime, os.environ)
+    with contextlib.ExitStack() as undo:
+        lock = f"{runtime.locks}/console"
+        undo.callback(os.close, locks.open_lock(lock, SECONDS))
+        undo.callback(locks.remove, lock)
+        connection = _connect(path)
+        if connection is None:
+            if not definition.paths(files):
+                return
+            _start(files, path)
+            connection = _wait_for_server(path)
+        with connection:
+            connection.settimeout(SECONDS)
+            connection.sendall(RELOAD)
+            answer = connection.makefile("rb").read()
+    if answer != DONE:
+        raise ConsoleUnavailable(
+            answer.decode(errors="replace").strip() or "the console server ended without an answer"
+        )
+
+
+def _connect(path: str) -> socket.socket | None:
+    """A connection to the server; ``None`` when there is none."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.connect(path)
+    except (FileNotFoundError, ConnectionRefusedError):
+        connection.close()
+        return None
+    return connection
+
+
+def _wait_for_server(path: str) -> socket.socket:
+    until = time.monotonic() + SECONDS
+    while time.monotonic() < until:
+        connection = _connect(path)
+        if connection is not None:
+            return connection
+        time.sleep(0.02)  # a socket that somebody is about to make has no event
+    raise DeadlineExceeded(f"the console server does not answer after {SECONDS:.0f} s", subject=path)
+
+
+def _start(files: str, path: str) -> None:
+    """Start the server as a daemon: in a session of its own, with nothing of ours open."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)  # of one that was killed; nobody else is here, the lock is held
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setsid()
+            if os.fork() == 0:
+                _become_server(files, path)
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+
+
+def _become_server(files: str, path: str) -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in range(3):
+        os.dup2(null, number)
+    os.closerange(3, 4096)
+    os.chdir("/")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
+    os.execve(sys.executable, [sys.executable, "-m", "mapper_driver.console.server", files, path], environment)  # noqa: S606
