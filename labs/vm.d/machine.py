@@ -99,7 +99,7 @@ def _write_input(job: Job, path: str) -> None:
 def _command(image: Image, job: Job, directory: str) -> list[str]:
     disk = "if=virtio,format=raw,cache=unsafe"
     return [
-        "nice", "-n", "10", "setpriv", "--pdeathsig", "KILL",
+        "setpriv", "--pdeathsig", "KILL",
         "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
         "-machine", "q35,usb=off,vmport=off", "-cpu", "max",
         "-accel", "tcg,thread=multi,tb-size=512",

@@ -16,9 +16,11 @@ from mapper_lvm.names import VolumeName
 #: A command waits for its lock, for udev, and for the devices that it scans.
 SECONDS = 60
 
-#: device-mapper asks for the first; device nodes are made and locked in memory where udev does not do it.
+#: device-mapper asks for the first; LVM loads modules for snapshots and thin volumes itself, makes device nodes where udev does
+#: not do it, and locks itself in memory while devices stand still.
 _CAPABILITIES = (
     confine.CAP_SYS_ADMIN,
+    confine.CAP_SYS_MODULE,
     confine.CAP_MKNOD,
     confine.CAP_IPC_LOCK,
     confine.CAP_CHOWN,
