@@ -79,6 +79,7 @@ def run(
     limit: int = DEFAULT_LIMIT,
     inherit: tuple[int, ...] = (),
     capabilities: tuple[int, ...] = (),
+    writes: tuple[str, ...] | None = None,
 ) -> Output:
     """Run a program and wait for it.
 
@@ -89,6 +90,8 @@ def run(
     :param limit: bytes kept of each of stdout and stderr.
     :param inherit: descriptors that stay open in the program, besides its standard streams.
     :param capabilities: what it needs of root's, besides reading and writing the files of others.
+    :param writes: all files that it may change, where the kernel can see to that (:mod:`mapper_core.linux.landlock`);
+        ``None``: any.
     :raises ToolMissing: the program is not installed.
     :raises CommandFailed: it ended with another status, or by a signal.
     :raises DeadlineExceeded: it did not end in time; it has been killed.
@@ -103,6 +106,7 @@ def run(
     with _signals_later():
         import threading
 
+        from mapper_core.linux import landlock
         from mapper_core.linux.confine import CAP_DAC_OVERRIDE, confinement
 
         sh = _load_sh()
@@ -121,7 +125,13 @@ def run(
     timer = threading.Timer(timeout, kill)
     timer.daemon = True
     try:
-        with open(os.devnull, "rb") as nothing, _signals_later():
+        with open(os.devnull, "rb") as nothing, _rules(writes) as rules, _signals_later():
+
+            def restrict() -> None:
+                confine()
+                if rules is not None:
+                    landlock.restrict(rules)
+
             command = sh.Command(program)(
                 *argv[1:],
                 _env={"PATH": ":".join(SEARCH_PATH), "LC_ALL": "C", "LANG": "C", "HOME": "/"},
@@ -133,7 +143,7 @@ def run(
                 _ok_code=list(accept),
                 _no_pipe=True,
                 _pass_fds=set(inherit),
-                _preexec_fn=confine,
+                _preexec_fn=restrict,
                 _bg=True,
                 _bg_exc=False,
             )
@@ -156,6 +166,19 @@ def run(
     finally:
         timer.cancel()
     return Output(bytes(out.data), bytes(err.data))
+
+
+@contextlib.contextmanager
+def _rules(writes: tuple[str, ...] | None) -> Iterator[int | None]:
+    """The rules for a program that may change only these files, as a descriptor; ``None`` without any."""
+    from mapper_core.linux import landlock
+
+    rules = None if writes is None else landlock.only_these(writes)
+    try:
+        yield rules
+    finally:
+        if rules is not None:
+            os.close(rules)
 
 
 @functools.cache

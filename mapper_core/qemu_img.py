@@ -48,13 +48,16 @@ def change(image: ImageInfo, command: str, *arguments: str, after: tuple[str, ..
     :raises ImageInUse: another program has locked it.
     :raises ToolMissing, CommandFailed: qemu-img is not installed, or cannot do it.
     """
-    from mapper_core.model import Access
+    from mapper_core.model import Access, ReferenceKind
     from mapper_core.process import run
     from mapper_core.transports.blockgraph import graph_of, to_file_name
 
     name = to_file_name(graph_of(image), Access.READ_WRITE)
+    own = (item.path for item in image.references if item.kind is not ReferenceKind.BACKING)
+    argv = ("qemu-img", command, "-q", *arguments, name, *after)
     try:
-        run(("qemu-img", command, "-q", *arguments, name, *after), timeout=SECONDS, subject=image.path)
+        # its tables were written by a stranger: whatever they do to qemu-img, other files stay as they are
+        run(argv, timeout=SECONDS, subject=image.path, writes=(image.path, *own))
     except CommandFailed as error:
         raise explained(error, image.path) from error
 

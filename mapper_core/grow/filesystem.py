@@ -44,7 +44,7 @@ def grow_filesystem(partition: Partition, kind: str) -> tuple[int, int]:
         before = _mounted_meanwhile(partition, kind, _capacity)
         _check_clean(device, kind)
         # -f: without it, it wants an e2fsck since the last mount, and that could repair what nobody asked for
-        run(("resize2fs", "-f", device), timeout=RESIZE2FS_SECONDS, subject=device)
+        run(("resize2fs", "-f", device), timeout=RESIZE2FS_SECONDS, subject=device, writes=(device,))
         return before[0], _mounted_meanwhile(partition, kind, _capacity)[0]
 
 

@@ -98,6 +98,36 @@ def test_it_reads_and_writes_the_images_of_others(tmp_path: Path) -> None:
     assert image.stat().st_uid == NOBODY
 
 
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("dd", "if=/dev/zero", "of=@/other", "count=1", "conv=notrunc"),
+        ("truncate", "--size=0", "@/other"),
+        ("touch", "@/new"),
+        ("rm", "-f", "@/other"),
+        ("ln", "@/other", "@/new"),
+        ("mv", "@/image", "@/new"),
+        ("mkdir", "@/new"),
+        ("ln", "-s", "/etc/passwd", "@/new"),
+    ],
+    ids=lambda argv: argv[0],
+)
+def test_a_program_that_may_change_one_file_changes_no_other(argv: tuple[str, ...], tmp_path: Path) -> None:
+    """S-05, S-20: qemu-img works on the tables of an image; when they have taken it over, this is what it still can do."""
+    image, other = tmp_path / "image", tmp_path / "other"
+    for path in (image, other):
+        path.write_bytes(b"content")
+    words = tuple(word.replace("@", str(tmp_path)) for word in argv)
+    with pytest.raises(CommandFailed) as caught:
+        run(words, timeout=10, writes=(str(image),))
+    assert re.search(r"permission denied|cross-device", caught.value.stderr, re.I)
+    assert sorted(os.listdir(tmp_path)) == ["image", "other"]
+    assert other.read_bytes() == b"content"
+    run(("dd", "if=/dev/zero", f"of={image}", "bs=7", "count=1"), timeout=10, writes=(str(image),))
+    assert image.read_bytes() == bytes(7)
+    assert run(("cat", str(other)), timeout=10, writes=(str(image),)).stdout == b"content"
+
+
 def test_memory_is_limited() -> None:
     """S-19: a program that wants it all fails, and the host does not."""
     with pytest.raises(CommandFailed, match="memory exhausted"):
