@@ -136,15 +136,6 @@ def test_c13_a_name_that_is_given_to_another_image(mapper: Mapper, cluster: Clus
     assert mapper.identify(disk(cluster, source)).id != first
 
 
-def test_mapping_again_gives_the_same_device(mapper: Mapper, cluster: Cluster, images: Images) -> None:
-    wanted = disk(cluster, images.create("one/twice"))
-    with mapped(mapper, wanted) as first:
-        assert mapper.map(wanted, RW, user="other").device == first.device
-        mapper.unmap(wanted.source, user="other")
-        assert [item.device for item in mapper.mapped()] == [first.device]
-    mapper.unmap(wanted.source, user=USER)  # once more is a success
-
-
 def test_no_key_is_in_journal_or_command_line(mapper: Mapper, cluster: Cluster, images: Images, tmp_path: Path) -> None:
     key = run("ceph-authtool", "--print-key", cluster.keyring, "--name", f"client.{cluster.user}").strip()
     keyfile = tmp_path / "key"

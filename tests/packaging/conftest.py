@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted(path.parent for path in ROOT.glob("examples/*/pyproject.toml"))
+#: What the author of a plugin has besides Mapper, and what his project is built with.
+AUTHOR_TOOLS = ("pytest", "mypy", "ruff", "hatchling", "editables")
 
 
 def run(*argv: str | Path, cwd: Path | None = None) -> str:
@@ -69,3 +72,64 @@ def build_wheelhouse(directory: Path, sources: Path, *others: str) -> Wheelhouse
     download = (sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--dest", directory)
     run(*download, "--find-links", directory, "--constraint", ROOT / "constraints.txt", *wheels.values(), *others)
     return Wheelhouse(directory, wheels)
+
+
+@pytest.fixture(scope="session")
+def author_house(wheelhouse: Wheelhouse, tmp_path_factory: pytest.TempPathFactory) -> Wheelhouse:
+    """The same with the wheels of the examples, and of all that the author of a plugin needs."""
+    download = (sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check")
+    run(*download, "--dest", wheelhouse.directory, "--constraint", ROOT / "constraints.txt", *AUTHOR_TOOLS)
+    sources = tmp_path_factory.mktemp("examples")
+    for example in EXAMPLES:
+        shutil.copytree(example, sources / example.name)
+        build = (sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", wheelhouse.directory)
+        run(*build, sources / example.name)
+    return wheelhouse
+
+
+@dataclass(frozen=True)
+class Author:
+    """Somebody who works on plugins outside of this tree.
+
+    :param path: where his programs are.
+    :param environment: of his shell.
+    """
+
+    path: Path
+    environment: dict[str, str]
+
+    def check(self, project: Path) -> None:
+        """Run what the CI of a project runs before the tests."""
+        for argv in (("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy",)):
+            result = self.run(project, *argv)
+            assert result.returncode == 0, f"{project.name}: {argv}\n{result.stdout}{result.stderr}"
+
+    def run(self, cwd: Path, program: str, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run one of his programs."""
+        argv = (str(self.path / program), *words)
+        return subprocess.run(argv, cwd=cwd, env=self.environment, capture_output=True, text=True, timeout=300)
+
+
+def shell(author_house: Wheelhouse, home: Path, path: str = "") -> dict[str, str]:
+    """The environment of a shell with nothing of this tree in it; pip knows the wheels, and nothing else."""
+    return {
+        "PATH": f"{path}{':' if path else ''}/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOME": str(home),
+        "LC_ALL": "C.UTF-8",
+        "COLUMNS": "80",
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(author_house.directory),
+        "PIP_CONFIG_FILE": "/dev/null",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "PIP_ROOT_USER_ACTION": "ignore",
+    }
+
+
+@pytest.fixture(scope="session")
+def author(author_house: Wheelhouse, tmp_path_factory: pytest.TempPathFactory) -> Author:
+    """An author with Mapper, his tools and the examples, all from wheels."""
+    directory = tmp_path_factory.mktemp("author")
+    names = [example.name for example in EXAMPLES]
+    path = author_house.environment(directory / "v", "mapper-core[testing]", "mapper-raw", *names, *AUTHOR_TOOLS)
+    environment = shell(author_house, directory, str(path))
+    return Author(path, {**environment, "MYPY_CACHE_DIR": str(directory / "mypy")})

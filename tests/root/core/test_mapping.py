@@ -120,13 +120,6 @@ def _is_open_here(device: str) -> bool:
     return any(os.readlink(link) == device for link in links if os.path.lexists(link))
 
 
-def test_unmapping_what_is_not_mapped_is_a_success(mapper: Mapper, bare: Path) -> None:
-    """U-09."""
-    for _ in range(3):
-        mapper.unmap(str(bare), user="t")
-    mapper.unmap("/nonexistent/disk", user="t")
-
-
 def test_a_device_of_somebody_else_is_left_alone(mapper: Mapper, bare: Path) -> None:
     device = disks.run("losetup", "--find", "--show", str(bare)).strip()
     try:
@@ -137,14 +130,6 @@ def test_a_device_of_somebody_else_is_left_alone(mapper: Mapper, bare: Path) -> 
         assert loop.status(device) is not None
     finally:
         disks.run("losetup", "-d", device)
-
-
-def test_unmap_works_when_the_image_is_gone(mapper: Mapper, bare: Path) -> None:
-    """M-20: the recorded plugin unmaps, nothing is detected again."""
-    mapped = mapper.map(_disk(bare), RW, user="t")
-    bare.unlink()
-    mapper.unmap(str(bare), user="t")
-    assert loop.status(mapped.device) is None
 
 
 def test_another_process_with_the_same_journal_can_unmap(mapper: Mapper, bare: Path) -> None:
@@ -388,16 +373,6 @@ def test_a_daemon_that_was_killed_does_not_keep_the_disk(mapper: Mapper, bare: P
     assert time.monotonic() - started < 20
     assert mapper.map(_disk(image, "qcow2"), RW, user="t").size == mapped.size
     mapper.unmap(str(image), user="t")
-
-
-def test_the_mode_of_an_image_is_not_touched(mapper: Mapper, bare: Path) -> None:
-    """S-23: OpenNebula's own driver made images writable for everybody."""
-    bare.chmod(0o640)
-    before = bare.stat()
-    mapper.map(_disk(bare), RW, user="t")
-    mapper.unmap(str(bare), user="t")
-    after = bare.stat()
-    assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
 
 
 def test_many_cycles_leave_nothing(mapper: Mapper, system: Path) -> None:
