@@ -35,6 +35,7 @@ GOOD: tuple[tuple[Callable[[Any], Any], Any], ...] = (
     (lambda value: answers.table("/dev/x", MIB, value), _table(Partition(0, 0, MIB), scheme="none")),
     (lambda value: answers.table("/dev/x", MIB, value), _table(Partition(7, 4096, 4096, names=("/dev/vg/lv",)), scheme="lvm")),
     (lambda value: answers.snapshots(DISK, value), (Snapshot("a", 1), Snapshot("b", 1))),
+    (lambda value: answers.snapshots(DISK, value), (Snapshot("same", 1), Snapshot("same", 1))),
     (lambda value: answers.snapshots(DISK, value), ()),
 )  # fmt: skip
 
@@ -96,7 +97,7 @@ def test_tables_that_are_none(value: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [None, [], "s", ("s",), (Snapshot("a", -1),), (Snapshot("a", 1), Snapshot("a", 2)), (Snapshot(7, 1),)]  # type: ignore[arg-type]
+    "value", [None, [], "s", ("s",), (Snapshot("a", -1),), (Snapshot(7, 1),)]  # type: ignore[arg-type]
 )  # fmt: skip
 def test_snapshots_that_are_none(value: object) -> None:
     with pytest.raises(PluginFault, match="snapshots"):
