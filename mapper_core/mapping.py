@@ -30,17 +30,18 @@ from mapper_core.errors import (
     UsageError,
 )
 from mapper_core.frozen import dataclass, replace
-from mapper_core.identity import Identity, identify, identify_volume
+from mapper_core.identity import Identity, id_of, identify, identify_volume
 from mapper_core.journal import Journal, Record, State
 from mapper_core.linux import block, locks
 from mapper_core.model import Access, Disk, ImageInfo, MapOptions, MappedDisk, PartitionTable
 from mapper_core.partitions import nodes
 from mapper_core.registry import Registry
-from mapper_core.resources import PluginResource
+from mapper_core.resources import LoopResource, PluginResource
 from mapper_core.runtime import Runtime, boot_id
 from mapper_core.transports import NAMES as SHARED_TRANSPORTS
 from mapper_core.transports import Transports
 from mapper_core.transports.base import Scope
+from mapper_core.transports.loop import open_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -141,7 +142,7 @@ class Mapper:
 
         :param identity: of the disk, see :meth:`identify`.
         """
-        disk = replace(disk, source=identity.source)
+        disk = _at(identity, disk)
         with contextlib.ExitStack() as closing:
             with self.lock(identity.id):
                 record = self.settled(identity.id)
@@ -188,8 +189,9 @@ class Mapper:
             attachment = self.registry.map(disk, image, options, self._transports(ledger))
             device = undo.enter_context(contextlib.ExitStack())  # closed before it is taken away
             # what is undone until it is verified is what was recorded, and not what the plugin says
-            reader = self._open_verified(replace(ledger.value, attachment=attachment), image, device)
-            ledger.value = replace(ledger.value, attachment=attachment)
+            made = replace(ledger.value, attachment=attachment)
+            reader = self._open_verified(made, image, device)
+            ledger.value = made
             table = self._read_table(attachment.device, disk.source, reader)
             ledger.change(size=reader.size, table=table, state=State.MAPPED)
             closing.push(device.pop_all())
@@ -202,7 +204,7 @@ class Mapper:
         :returns: ``None`` when the format's plugin cannot inspect.
         :raises MapperError: see :func:`mapper_core.policy.check_image`.
         """
-        disk = replace(disk, source=identity.source)
+        disk = _at(identity, disk)
         self.registry.require(disk.format)
         if identity.is_file:
             policy.check_declared_format(disk)
@@ -233,7 +235,9 @@ class Mapper:
                 raise PluginFault(f"{blame}, which is not the device that was made for it", subject=source)
         elif any(other.attachment and other.attachment.device == device for other in self.journal.records()):
             raise PluginFault(f"{blame}, which is another disk", subject=source)
-        reader = nodes.reader_of(closing.enter_context(block.exclusive(device)))
+        fd = block.open_exclusive(device)
+        closing.callback(os.close, fd)
+        reader = nodes.reader_of(fd, _same_bytes(record, closing))
         if image is not None and reader.size != image.virtual_size // 512 * 512:
             raise PluginFault(
                 f"{device} has {reader.size} bytes, the image says {image.virtual_size}", subject=record.disk.source
@@ -320,8 +324,7 @@ class Mapper:
             return
         assert record.attachment is not None
         # refused by the kernel while the device or a partition of it is mounted anywhere, in any namespace
-        with block.exclusive(record.attachment.device):
-            pass
+        os.close(block.open_exclusive(record.attachment.device))
         self._undo(record)
 
     def _undo(self, record: Record) -> None:
@@ -332,9 +335,11 @@ class Mapper:
                     self.registry.release(record.disk, resource)
             self.journal.remove(record.id)  # the devices went with the boot
             return
-        ledger = _JournalLedger(self.journal, replace(record, state=State.UNMAPPING))
+        ledger = _JournalLedger(self.journal, record)
         if not record.resources:
-            ledger.change()  # with resources of ours the kernel shows how far it came: the first one to go is the device
+            ledger.change(
+                state=State.UNMAPPING
+            )  # with resources of ours the kernel shows how far it came: the first one to go is the device
         transports = self._transports(ledger)
         problem: MapperError | OSError | None = None
         try:
@@ -343,7 +348,7 @@ class Mapper:
             self.registry.unmap(record.disk, record.attachment, transports)
         except DeadlineExceeded:
             # the storage does not answer: to go on would be to wait for it once more, and perhaps for ever
-            ledger.change()  # so that reconcile knows that nobody wants it any more
+            ledger.change(state=State.UNMAPPING)  # so that reconcile knows that nobody wants it any more
             raise
         except (MapperError, OSError) as error:
             problem = error
@@ -482,6 +487,25 @@ def _living(users: tuple[str, ...]) -> tuple[str, ...]:
         for user in users
         if not (pid := user.removeprefix(PROCESS_PREFIX)).isdigit() or pid == user or process_info.is_running(int(pid))
     )
+
+
+def _at(identity: Identity, disk: Disk) -> Disk:
+    """A disk under its real path."""
+    return disk if disk.source == identity.source else replace(disk, source=identity.source)
+
+
+def _same_bytes(record: Record, closing: contextlib.ExitStack) -> int | None:
+    """Open the image whose bytes are those of the device, when it is bound to a loop device as it is: its first bytes were
+    looked at before, and have not to be fetched again through the device.
+    """
+    if [type(resource) for resource in record.resources] != [LoopResource]:
+        return None
+    with contextlib.suppress(OSError):  # it has lost its name in this moment: the device has it all the same
+        fd = open_image(record.disk.source, Access.READ_ONLY)
+        closing.callback(os.close, fd)
+        if id_of(os.fstat(fd), record.disk.source) == record.id:
+            return fd
+    return None
 
 
 def _as_mapped(record: Record) -> MappedDisk:

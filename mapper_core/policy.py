@@ -7,6 +7,7 @@ import os
 from mapper_core import formats
 from mapper_core.errors import BackingFileMissing, CorruptImage, ForbiddenReference, ReadOnlyImage, Refused, UnsafePath
 from mapper_core.model import Access, Disk, ImageInfo, MapOptions
+from mapper_core.partitions.reader import fetch_ends
 
 
 def read_header(path: str) -> bytes:
@@ -14,14 +15,18 @@ def read_header(path: str) -> bytes:
 
     :raises UnsafePath: it cannot be opened.
     """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
-    except OSError as error:
-        raise UnsafePath(f"the image cannot be opened: {error.strerror}", subject=path) from error
+    fd = _open(path)
     try:
         return os.pread(fd, formats.HEADER_SIZE, 0)
     finally:
         os.close(fd)
+
+
+def _open(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except OSError as error:
+        raise UnsafePath(f"the image cannot be opened: {error.strerror}", subject=path) from error
 
 
 def check_declared_format(disk: Disk) -> None:
@@ -33,7 +38,13 @@ def check_declared_format(disk: Disk) -> None:
     :raises UnsupportedFormat: the file is a compressed stream or an archive (M-22).
     :raises FormatMismatch: the file is an image of another format.
     """
-    header = read_header(disk.source)
+    fd = _open(disk.source)
+    try:
+        if disk.format == formats.RAW:
+            fetch_ends(fd, os.fstat(fd).st_size)  # they are the ends of the disk too, which is looked at next
+        header = os.pread(fd, formats.HEADER_SIZE, 0)
+    finally:
+        os.close(fd)
     found = formats.identify(header)
     if found != disk.format and (found != formats.RAW or disk.format in formats.KNOWN):
         raise formats.refusal(disk.format, header, disk.source)

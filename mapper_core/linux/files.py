@@ -7,6 +7,19 @@ import os
 _PIECE = 32 << 10
 
 
+def real_path(path: str, flags: int = 0) -> str:
+    """The path of an existing file, all symbolic links resolved: three system calls, however deep it is.
+
+    :param flags: of :manpage:`open(2)`, beside ``O_PATH``: what kind of file it has to be.
+    :raises OSError: as the kernel answered.
+    """
+    fd = os.open(path, flags | os.O_PATH | os.O_CLOEXEC)
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    finally:
+        os.close(fd)
+
+
 def read_bytes(path: str) -> bytes:
     """Read a whole file: four system calls, where ``open().read()`` makes nine (Python 3.11).
 

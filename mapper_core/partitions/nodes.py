@@ -16,7 +16,7 @@ from mapper_core.errors import KernelError, NotFound
 from mapper_core.frozen import dataclass, replace
 from mapper_core.linux import blkpg, block, loop
 from mapper_core.model import PartitionTable
-from mapper_core.partitions.reader import FIRST, TAIL, ReadAt, file_reader
+from mapper_core.partitions.reader import ReadAt, fetch_ends, file_reader
 from mapper_core.resources import LoopResource, NbdResource, Resource
 
 
@@ -43,19 +43,17 @@ def reader(device: str) -> Iterator[DeviceReader]:
         os.close(fd)
 
 
-def reader_of(fd: int) -> DeviceReader:
+def reader_of(fd: int, content: int | None = None) -> DeviceReader:
     """Return a reader of an open device or file, which it does not close.
 
-    Partition tables and superblocks are at both ends: the kernel is asked to fetch them, so that there is one wait for both.
+    :param content: an open file that has the same bytes: they are read from there, where some are in memory already.
     """
     found = os.fstat(fd)
-    if stat.S_ISBLK(found.st_mode):
-        opened = DeviceReader(file_reader(fd), block.size(fd), block.logical_sector_size(fd))
-    else:
-        opened = DeviceReader(file_reader(fd), found.st_size, 512)
-    for start in (max(0, opened.size - TAIL), 0):
-        os.posix_fadvise(fd, start, FIRST if start == 0 else TAIL, os.POSIX_FADV_WILLNEED)
-    return opened
+    is_device = stat.S_ISBLK(found.st_mode)
+    size, sector_size = (block.size(fd), block.logical_sector_size(fd)) if is_device else (found.st_size, 512)
+    if content is None:
+        fetch_ends(fd, size)
+    return DeviceReader(file_reader(fd if content is None else content), size, sector_size)
 
 
 def add(device: str, table: PartitionTable) -> PartitionTable:

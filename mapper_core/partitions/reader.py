@@ -41,6 +41,15 @@ def file_reader(fd: int) -> ReadAt:
     return read
 
 
+def fetch_ends(fd: int, size: int) -> None:
+    """Let the kernel fetch both ends of an open file or device, so that there is one wait for both, or none.
+
+    Partition tables and superblocks are there.
+    """
+    for start in (max(0, size - TAIL), 0):
+        os.posix_fadvise(fd, start, FIRST if start == 0 else TAIL, os.POSIX_FADV_WILLNEED)
+
+
 def window(read: ReadAt, start: int, size: int) -> ReadAt:
     """Return a reader of ``size`` bytes from ``start``: a partition, read through the whole device."""
 

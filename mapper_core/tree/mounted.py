@@ -23,6 +23,7 @@ from mapper_core.errors import (
 )
 from mapper_core.frozen import dataclass, replace
 from mapper_core.linux import beneath, locks, mountinfo, mounts
+from mapper_core.linux.files import real_path
 from mapper_core.mapping import UNDO_SECONDS, Mapper
 from mapper_core.model import Access, Attachment, Disk, IdMap, MapOptions, MappedDisk, Mount, MountPlan
 from mapper_core.tree import look, record
@@ -155,7 +156,10 @@ def unmount_tree(mapper: Mapper, directory: str, *, owner: str = "cli") -> None:
     :raises DeviceBusy: naming those who use it. What is unmounted by then stays so; repeat the call when they are
         gone.
     """
-    real = os.path.realpath(directory)
+    try:
+        real = real_path(directory)
+    except OSError:  # it is gone, but there may be a record of it
+        real = os.path.realpath(directory)
     with lock(mapper, real):
         tree = find(mapper, real)
         if tree is None:
@@ -229,8 +233,8 @@ def dismantle_locked(mapper: Mapper, tree: TreeRecord | None, *, patience: float
     with contextlib.ExitStack() as disk:
         mapped = None
         user = f"{USER_PREFIX}:{tree.directory}"
-        # its maker may have ended before it got the disk, on which others may be working now
-        if tree.disk_id and mapper.is_held(tree.disk_id, user=user):
+        # the maker of one that is not complete may have ended before it got the disk, on which others may be working now
+        if tree.disk_id and (tree.complete or mapper.is_held(tree.disk_id, user=user)):
             mapped = disk.enter_context(mapper.releasing(tree.disk_id, user=user, patience=patience))
             if mapped is not None:
                 _check_answers(mapper, mapped)
@@ -398,10 +402,10 @@ def _real_directory(mapper: Mapper, directory: str) -> str:
         raise UsageError("the directory must be an absolute path", subject=directory)
     if _is_staging(mapper, directory):
         return directory
-    real = os.path.realpath(directory)
-    if not os.path.isdir(real):
-        raise UsageError("is not a directory", subject=directory, hint=f"mkdir {directory}")
-    return real
+    try:
+        return real_path(directory, os.O_DIRECTORY)
+    except (OSError, ValueError) as error:
+        raise UsageError("is not a directory", subject=directory, hint=f"mkdir {directory}") from error
 
 
 def make_directory(mapper: Mapper, directory: str) -> None:

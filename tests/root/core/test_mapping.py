@@ -61,6 +61,27 @@ def test_raw_becomes_a_device_with_the_same_bytes(mapper: Mapper, bare: Path, tr
     assert mapper.mapped() == ()
 
 
+@pytest.mark.parametrize(
+    ("kind", "transport"), [("raw", "loop"), ("raw", "storage_daemon"), ("qcow2", "storage_daemon")]
+)
+def test_what_is_read_while_it_is_mapped_is_what_the_device_has(
+    mapper: Mapper, system: Path, tmp_path: Path, kind: str, transport: str
+) -> None:
+    """Of a raw image on a loop device, the file is read."""
+    image = system
+    if kind == "qcow2":
+        image = tmp_path / "image.qcow2"
+        subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", system, image], check=True, timeout=60)
+    disk = _disk(image, kind)
+    with mapper.map_open(disk, mapper.identify(disk), MapOptions(transport=transport), user="t") as opened:
+        assert opened.reader.size == opened.disk.size == system.stat().st_size
+        for start in (0, 1 << 20, opened.disk.size - 4096):
+            found = opened.reader.read(start, 4096)
+            assert found == _read(opened.disk.device, start, 4096)
+            assert len(found) == 4096
+    mapper.unmap(str(image), user="t")
+
+
 def test_partitions_have_nodes_at_once(mapper: Mapper, system: Path) -> None:
     """M-09: no race with udev or the kernel's own scan."""
     mapped = mapper.map(_disk(system), RW, user="t")
