@@ -39,6 +39,9 @@ _MAGICS: tuple[tuple[int, bytes, str], ...] = (
     (257, b"ustar", "tar"),
 )
 
+_AT_ZERO = tuple(magic for offset, magic, _ in _MAGICS if offset == 0)
+_BEHIND = tuple(item for item in _MAGICS if item[0] > 0)
+
 #: Formats with a magic; a file without it has none of them.
 KNOWN = frozenset(name for _, _, name in _MAGICS)
 
@@ -63,6 +66,8 @@ def identify(first_bytes: bytes) -> str:
     :param first_bytes: the first :data:`HEADER_SIZE` bytes of the file, fewer if it is shorter.
     :returns: ``qcow2``, ``vmdk``, ``gzip`` ...; :data:`RAW` when nothing is recognised.
     """
+    if not first_bytes.startswith(_AT_ZERO) and not any(first_bytes.startswith(magic, at) for at, magic, _ in _BEHIND):
+        return RAW  # as most are
     for offset, magic, name in _MAGICS:
         if first_bytes.startswith(magic, offset):
             return name

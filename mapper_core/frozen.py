@@ -7,6 +7,8 @@ one gives frozen classes with slots the same behaviour by methods that are share
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 T = TypeVar("T")
@@ -15,6 +17,7 @@ T = TypeVar("T")
 _OFTEN = 50
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from dataclasses import dataclass as dataclass
 else:
 
@@ -72,9 +75,12 @@ def replace(value: T, **changes: Any) -> T:
 
     :param value: of a class with slots.
     """
-    names: tuple[str, ...] = value.__slots__  # type: ignore[attr-defined]
-    fields = [changes.pop(name) if name in changes else getattr(value, name) for name in names]
-    return type(value)(*fields, **changes)  # what is left over is no field, and refused
+    return type(value)(**{**plain(value), **changes})
+
+
+def plain(value: Any) -> dict[str, Any]:
+    """Return the fields of an instance of a class with slots; unlike ``asdict`` not those of the values in it."""
+    return dict(zip(value.__slots__, _values(value), strict=True))
 
 
 class _Twin:
@@ -159,7 +165,16 @@ def _init(names: tuple[str, ...], defaults: dict[str, Any], twin: _Twin, post_in
 
 
 def _values(self: Any) -> tuple[Any, ...]:
-    return tuple([getattr(self, name) for name in self.__slots__])
+    return _getter(self.__class__)(self)
+
+
+@functools.cache
+def _getter(cls: Any) -> Callable[[Any], tuple[Any, ...]]:
+    """Return what gets all fields of an instance at once."""
+    names: tuple[str, ...] = cls.__slots__
+    if len(names) < 2:  # attrgetter() makes no tuple then
+        return lambda value: tuple([getattr(value, name) for name in names])
+    return operator.attrgetter(*names)
 
 
 def _eq(self: Any, other: object) -> Any:

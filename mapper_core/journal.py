@@ -12,7 +12,7 @@ import os
 from typing import Any
 
 from mapper_core.errors import StateCorrupt
-from mapper_core.frozen import dataclass
+from mapper_core.frozen import dataclass, plain
 from mapper_core.linux.files import read_bytes
 from mapper_core.linux.syscalls import kernel_error
 from mapper_core.model import Access, Attachment, Disk, MapOptions, Partition, PartitionTable
@@ -156,7 +156,7 @@ def read_json(path: str, version: int) -> dict[str, Any] | None:
     :raises StateCorrupt: it cannot be read, or has another version.
     """
     try:
-        data = json.loads(read_bytes(path))
+        data = json.loads(read_bytes(path).decode())
     except FileNotFoundError:
         return None
     except (ValueError, RecursionError) as error:
@@ -170,11 +170,6 @@ def read_json(path: str, version: int) -> dict[str, Any] | None:
             hint="finish with the version that wrote it, or upgrade this one",
         )
     return data
-
-
-def plain(value: Any) -> dict[str, Any]:
-    """Return the fields of a frozen class with slots; unlike ``asdict`` not those of the values in it."""
-    return {name: getattr(value, name) for name in value.__slots__}
 
 
 def remove_json(path: str) -> None:

@@ -84,7 +84,7 @@ class Registry:
     def __init__(self, plugins: tuple[Plugin, ...], manager: pluggy.PluginManager) -> None:
         self.plugins = plugins
         self._manager = manager
-        self._callers: dict[tuple[str, str], pluggy.HookCaller] = {}
+        self._implementations: dict[tuple[str, str], pluggy.HookImpl] = {}
         self._hooks: dict[str, frozenset[str]] = {}
 
     @classmethod
@@ -246,8 +246,9 @@ class Registry:
 
     def _ask(self, name: str, hook: str, /, **arguments: Any) -> Any:
         """Call a hook of exactly one plugin."""
-        caller = self._callers.get((name, hook)) or self._caller(name, hook)
-        return self._call(name, hook, lambda: next(iter(caller(**arguments)), None))
+        implementation = self._implementations.get((name, hook)) or self._implementation(name, hook)
+        call = implementation.function
+        return self._call(name, hook, lambda: call(*[arguments[name] for name in implementation.argnames]))
 
     def _call(self, name: str, hook: str, call: Callable[[], Any]) -> Any:
         """Let our errors through; anything else is a fault of the plugin.
@@ -263,8 +264,11 @@ class Registry:
                 f"the plugin {name} failed in {hook}: {type(error).__name__}: {error}", subject=name
             ) from error
 
-    def _caller(self, name: str, hook: str) -> pluggy.HookCaller:
-        """Return what calls a hook of one plugin; made once, since plugins don't change after they are loaded."""
+    def _implementation(self, name: str, hook: str) -> pluggy.HookImpl:
+        """Return a hook of one plugin; looked for once, since plugins don't change after they are loaded.
+
+        Its function is called without pluggy: that is for calling several plugins, and for their wrappers.
+        """
         self.require(name)
         if not self.can(name, hook):
             raise NotSupported(
@@ -272,9 +276,11 @@ class Registry:
                 subject=name,
                 hint="`mapper-cli plugins` shows what each format can",
             )
-        others = [plugin for other, plugin in self._manager.list_name_plugin() if other != name and plugin is not None]
-        caller = self._callers[name, hook] = self._manager.subset_hook_caller(hook, remove_plugins=others)
-        return caller
+        module = self._manager.get_plugin(name)
+        caller: pluggy.HookCaller = getattr(self._manager.hook, hook)
+        found = next(implementation for implementation in caller.get_hookimpls() if implementation.plugin is module)
+        self._implementations[name, hook] = found
+        return found
 
 
 def _problem_of_name(entry: EntryPoint, all_entries: tuple[EntryPoint, ...], blocked: set[str]) -> str:

@@ -127,9 +127,7 @@ def partitions_in(directory: str) -> tuple[KernelPartition, ...]:
     """The partitions below the sysfs directory of a disk, by number."""
     disk = os.path.basename(directory)
     found = []
-    for name in os.listdir(directory):
-        if not name.startswith(disk):  # the kernel's rule for names: sda1, loop0p1
-            continue
+    for name in [name for name in os.listdir(directory) if name.startswith(disk)]:  # the kernel's rule: sda1, loop0p1
         # A partition may vanish between the listing and the reads.
         with contextlib.suppress(OSError):
             number = int(read_attribute(f"{directory}/{name}/partition"))

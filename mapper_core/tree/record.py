@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 
 from mapper_core.errors import StateCorrupt
-from mapper_core.frozen import dataclass
-from mapper_core.journal import corrupt, plain, read_json, remove_json, write_json
+from mapper_core.frozen import dataclass, plain
+from mapper_core.journal import corrupt, read_json, remove_json, write_json
 
 VERSION = 1
 
@@ -45,6 +46,7 @@ def path_of(trees: str, directory: str) -> str:
     return f"{trees}/{key_of(directory)}.json"
 
 
+@functools.lru_cache(maxsize=8)  # asked for at every step of one tree
 def key_of(directory: str) -> str:
     """Return a file name for a directory, escaped as by ``systemd-escape --path``; a digest for very long ones."""
     raw = os.fsencode(directory).strip(b"/")

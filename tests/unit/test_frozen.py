@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import pytest
 
 from mapper_core.frozen import dataclass as quick
-from mapper_core.frozen import replace
+from mapper_core.frozen import plain, replace
 
 pytestmark = pytest.mark.unit
 
@@ -147,3 +147,25 @@ def test_the_constructor_stays_the_same_when_the_class_is_used_often() -> None:
             untyped(*positional, **named)
     with pytest.raises(dataclasses.FrozenInstanceError):
         values[0].first = 2  # type: ignore[misc]
+
+
+@quick(frozen=True, slots=True)
+class One:
+    """A value with one field, which is a tuple itself."""
+
+    items: tuple[int, ...]
+
+
+@quick(frozen=True, slots=True)
+class Empty:
+    """A value without fields."""
+
+
+@pytest.mark.parametrize("value", [Quick("a", 1), Standard("a", 1), One((1, 2)), Empty()])
+def test_plain_is_the_fields_and_no_deeper(value: Any) -> None:
+    assert plain(value) == {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    assert list(plain(value)) == [field.name for field in dataclasses.fields(value)]
+    nested = Quick("a", tags=(One((1,)),))  # type: ignore[arg-type]
+    assert plain(nested)["tags"] == (One((1,)),)
+    assert replace(value) == value
+    assert hash(replace(value)) == hash(value)
