@@ -14,13 +14,6 @@ from mapper_core.testing import disks
 from mapper_core.testing.disks import MIB, Part
 from mapper_core.tree.mounted import TreeRequest, mount_tree, unmount_tree
 
-# These run on any host; here udev is beside them, and the kernel knows partitions.
-from tests.root.core.test_mapping import (  # noqa: F401
-    test_a_crash_between_the_steps_is_undone_by_the_next_map,
-    test_partitions_have_nodes_at_once,
-    test_unmap_works_when_the_image_is_gone,
-)
-
 from .kernel import connected
 
 pytestmark = pytest.mark.vm
