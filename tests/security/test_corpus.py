@@ -15,10 +15,11 @@ import pytest
 
 from mapper_core.linux import mountinfo
 from mapper_core.mapping import Mapper
+from mapper_core.testing import disks
 from mapper_core.tree import mounted
 
 from .conftest import Attacker, Canary, Outcome, Report
-from .corpus import FAMILIES, Case
+from .corpus import FAMILIES, Case, guest
 
 pytestmark = [pytest.mark.security, pytest.mark.timeout(400)]
 
@@ -178,3 +179,44 @@ def test_hostile_images(
     changed = canary.harm_to_host()
     report.count(f"hostile {family}", canary=len(changed))
     assert not found + changed, "\n".join(found + changed)
+
+
+# --- what would be noticed --------------------------------------------------------------------------------------
+
+
+def test_the_canary_notices(canary: Canary) -> None:
+    assert canary.harm() + canary.harm_to_host() == []
+    (canary.directory / "x").touch()
+    assert canary.harm() == canary.harm_to_host() == [f"changed: {canary.directory}/x"]
+    (canary.directory / "x").unlink()
+    place = canary.directory / "etc"
+    disks.run("mount", "-t", "tmpfs", "none", str(place))
+    try:
+        assert f"mounted over: {place}" in canary.harm()
+    finally:
+        disks.run("umount", str(place))
+    with (canary.directory / "secret").open("r+b") as file:
+        file.write(b"X")
+    assert canary.harm() == [f"changed: {canary.directory}/secret"]
+
+
+def test_bad_treatment_is_noticed(attacker: Attacker, canary: Canary, tmp_path: Path) -> None:
+    """A harmless disk that is called hostile fails the test, and so does whatever tells the secret or takes too much."""
+    case = Case("a good disk", "raw", guest(), ("NoRootFound",))
+    case.build(tmp_path, canary.directory)
+    trial = Trial(case, attacker, canary, Mapper.open(), tmp_path)
+    trial.run()
+    trial.nothing_left(str(tmp_path))
+    assert trial.wrong == [f"{action} succeeded" for action in ("inspect", "map", "mount", "stage", "resize")]
+    for outcome, says in (
+        (Outcome(1, "", "", "Traceback", 0, 0), "no typed refusal"),
+        (Outcome(70, "InternalError", "", "", 0, 0), "no typed refusal"),
+        (Outcome(5, "Busy", "", "", 0, 0), "unexpected"),
+        (Outcome(3, "NoRootFound", "", canary.secret, 0, 0), "told the secret"),
+        (Outcome(3, "NoRootFound", "", "", 1e6, 0), "took 1000000.0 s"),
+        (Outcome(3, "NoRootFound", "", "", 0, 1 << 20), "took 1048576 KiB"),
+        (Outcome(3, "NoRootFound", "\x1b[2J", "", 0, 0), "control characters"),
+    ):
+        trial.wrong.clear()
+        trial.judge("map", outcome)
+        assert len(trial.wrong) == 1 and says in trial.wrong[0]
