@@ -46,13 +46,23 @@ getty grep head hostname id ifconfig ip kill ln logger ls mkdir mknod mktemp mor
 rmdir route sed seq sh sleep sort stat stty sync tail tar tee test time top touch tr true tty udhcpc umount uname uniq
 uptime vi wc wget which who xargs yes
 """
-SBIN_APPLETS = ("halt", "init", "poweroff", "reboot")
+SBIN_APPLETS = ("halt", "poweroff", "reboot")
 
-INITTAB = """\
-::sysinit:/etc/init.d/rcS
-::respawn:/bin/sleep 100000
-::ctrlaltdel:/sbin/reboot
-::shutdown:/etc/init.d/rcK
+# Busybox's init waits two seconds before it ends, for processes that nobody has here; this one does not.
+INIT = """\
+#!/bin/sh
+finish() {
+    /etc/init.d/rcK
+    exec /bin/busybox "$1" -f
+}
+trap 'finish poweroff' PWR USR2
+trap 'finish halt' USR1
+trap 'finish reboot' TERM INT
+/etc/init.d/rcS
+while :; do
+    sleep 100000 &
+    wait
+done
 """
 
 # LXC mounts proc, sys and dev; a virtual machine would not.
@@ -201,7 +211,7 @@ def write_system(root: str, *, hostname: str = "mapper", fstab: str = "") -> Non
     _write(f"{root}/etc/os-release", 'NAME="Mapper demo"\nID=mapper-demo\nVERSION_ID=1\n')
     _write(f"{root}/etc/hostname", f"{hostname}\n")
     _write(f"{root}/etc/fstab", fstab)
-    _write(f"{root}/etc/inittab", INITTAB)
+    _write(f"{root}/sbin/init", INIT, 0o755)
     _write(f"{root}/etc/init.d/rcS", RC_START, 0o755)
     _write(f"{root}/etc/init.d/rcK", RC_STOP, 0o755)
     shutil.copy(busybox, f"{root}/usr/bin/su")

@@ -23,7 +23,7 @@ from mapper_driver.lxd.reader import socket_candidates
 
 from mapper_core.errors import DeadlineExceeded, UsageError
 
-from .conftest import Lab, MakeContainer, Staged
+from .conftest import Lab, MakeContainer, Staged, lxd_is_enough
 
 pytestmark = pytest.mark.lxd
 
@@ -84,6 +84,7 @@ def test_refusals_have_the_daemons_reason(client: LxdClient) -> None:
     assert not client.exists("refused")
 
 
+@lxd_is_enough
 @pytest.mark.parametrize("name", ["", "../default", "a/b", "a b", "-a", "a-", "a?x=1", "a" * 64, "ä"])
 def test_names_that_would_lead_elsewhere(client: LxdClient, name: str) -> None:
     with pytest.raises(UsageError):
@@ -156,9 +157,7 @@ def test_states_and_commands(client: LxdClient, staged: Staged, make_container: 
 
 def test_a_guest_that_does_not_shut_down(client: LxdClient, staged: Staged, make_container: MakeContainer) -> None:
     make_container(client, "deaf", staged.directory)
-    Path(staged.directory, "etc/inittab").write_text(
-        "::sysinit:/bin/true\n::shutdown:/bin/sleep 600\n", encoding="ascii"
-    )
+    Path(staged.directory, "etc/init.d/rcK").write_text("#!/bin/sh\nexec sleep 600\n", encoding="ascii")
     client.start("deaf")
     with pytest.raises(DeadlineExceeded, match="did not shut down within 2 s"):
         client.shutdown("deaf", grace_seconds=2)

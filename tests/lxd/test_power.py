@@ -8,9 +8,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from mapper_driver.restarting import RESTART_KEY
 from mapper_driver.lxd.client import LxdClient
 from mapper_driver.lxd.model import Status
+from mapper_driver.restarting import RESTART_KEY
 
 from .conftest import Lab
 from .machine import Machine, ok
