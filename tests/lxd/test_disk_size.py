@@ -19,7 +19,7 @@ from mapper_core.reconcile import reconcile
 from mapper_core.testing import disks
 from mapper_core.testing.disks import MIB, Part
 
-from .conftest import Lab, run
+from .conftest import Lab, lxd_is_enough, run
 from .machine import Machine, ok
 from .one import One, disk_xml
 
@@ -158,6 +158,7 @@ def test_disks_of_all_kinds_grow_while_the_container_runs(sized: Sized) -> None:
     assert sized.sum("/kept") and sized.sum("/srv/kept")
 
 
+@lxd_is_enough
 def test_the_storage_driver_was_first(sized: Sized) -> None:
     """Some storages are enlarged before the action, and a block device is by nobody else."""
     sized.system()
@@ -183,6 +184,7 @@ def test_the_storage_driver_was_first(sized: Sized) -> None:
         run("losetup", "-d", device)
 
 
+@lxd_is_enough
 def test_what_cannot_grow_is_refused_before_anything_changes(sized: Sized) -> None:
     """P-14, U-03. A smaller disk, one that cannot be written, one whose end is not the container's, one that is none."""
     sized.system()
@@ -234,6 +236,7 @@ sys.exit(main())
 """
 
 
+@lxd_is_enough
 @pytest.mark.parametrize("place", ["table", "filesystem"])
 def test_killed_in_the_middle_it_runs_on_and_the_next_call_does_the_rest(sized: Sized, place: str) -> None:
     sized.system()
@@ -254,6 +257,7 @@ def test_killed_in_the_middle_it_runs_on_and_the_next_call_does_the_rest(sized: 
     assert [user.split(":")[0] for disk in mapper.mapped() for user in disk.users] == ["tree"]
 
 
+@lxd_is_enough
 def test_ext4(sized: Sized) -> None:
     """Where the kernel does not let us enlarge it while it is mounted, that is said, and the next deployment does it."""
     sized.system(filesystem="ext4")
@@ -273,9 +277,10 @@ def test_ext4(sized: Sized) -> None:
     sized.take("/large", before)
 
 
+@lxd_is_enough
 @pytest.mark.parametrize("asked", ["asked", "not asked"])
 def test_what_was_enlarged_at_instantiation_grows_when_that_was_asked_for(sized: Sized, asked: str) -> None:
-    """P-13, P-14: partitions too, once, and never otherwise. A disk that cannot is mounted all the same."""
+    """P-12 to P-14: partitions too, once, and never otherwise. A disk that cannot is mounted all the same."""
     sized.system(filesystem="ext4", label="dos", kind="raw")
     sized.add(1, disks.make_filesystem(sized.path(1), Part("ext4", 24)), TARGET="/data")
     parts = (Part("ext4", 24), Part("swap", 4, type="S"))

@@ -22,7 +22,7 @@ from mapper_core.reconcile import reconcile
 from mapper_core.testing import disks
 from mapper_core.testing.disks import Part
 
-from .conftest import Lab
+from .conftest import Lab, lxd_is_enough
 from .machine import Machine, ok
 from .one import One, disk_xml
 from .plug import Plug
@@ -87,7 +87,7 @@ def test_every_kind_of_disk(plug: Plug, images: ModuleType) -> None:
 
 
 def test_disk_1_beside_disk_10(plug: Plug) -> None:
-    """The number of one is the beginning of the other's; a number is used again for another image."""
+    """U-14: the number of one is the beginning of the other's; a number is used again for another image."""
     machine = plug.machine
     ok(plug.attach(10, plug.make(10)))
     ok(plug.attach(20, plug.make(20)))
@@ -205,6 +205,7 @@ def _cases(plug: Plug) -> Iterator[tuple[str, str, str]]:
     yield "hostile", raw.replace("DISK_ID><![CDATA[20", "DISK_ID><![CDATA[20/../0"), "DISK_ID"
 
 
+@lxd_is_enough
 def test_what_cannot_be_attached_leaves_everything_as_it_was(plug: Plug) -> None:
     """L-10, U-01, U-03: one message, complete rollback, and the next call works."""
     before = plug.state()
@@ -221,6 +222,7 @@ def test_what_cannot_be_attached_leaves_everything_as_it_was(plug: Plug) -> None
     assert plug.machine.inside("cat", "/media/20/number") == "20"
 
 
+@lxd_is_enough
 def test_the_root_and_the_context_cannot_be_detached(plug: Plug) -> None:
     before = plug.state()
     for number in (0, 9):
@@ -330,6 +332,7 @@ def test_killed_at_any_moment(plug: Plug, tmp_path: Path) -> None:
     machine.all_disks()
 
 
+@lxd_is_enough
 def test_the_error_has_the_form_of_the_version(plug: Plug) -> None:
     for version in ("5.12.13", "6.10.5", "7.0.0"):
         done = plug.attach(20, disk_xml(20, ATTACH="YES"), MAPPER_ONE_VERSION=version)
@@ -355,6 +358,7 @@ def test_storage_of_a_container_made_by_hand_is_left_alone(lab: Lab, client: Lxd
         client.delete("by-hand")
 
 
+@lxd_is_enough
 def test_the_daemon_is_away(plug: Plug) -> None:
     ok(plug.attach(2, plug.make(2)))
     before = plug.state()

@@ -15,7 +15,7 @@ from mapper_driver.lxd.client import LxdClient
 from mapper_driver.lxd.model import InstanceSpec
 from mapper_driver.opennebula.vm import PciDevice, PciNic
 
-from .conftest import Lab, run
+from .conftest import Lab, lxd_is_enough, run
 from .machine import Machine, ok
 from .one import One
 from .plug import Plug
@@ -101,6 +101,7 @@ def test_the_other_direction(plug: Plug, bridge: str) -> None:
     ok(plug.attach_nic(MAC, bridge, TARGET, nic_xml(bridge)))
 
 
+@lxd_is_enough
 def test_an_alias_is_no_interface(plug: Plug, bridge: str) -> None:
     before = plug.state()
     ok(plug.attach_nic(MAC, bridge, TARGET, nic_xml(bridge, "NIC_ALIAS", PARENT_ID="0")))

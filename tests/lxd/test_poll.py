@@ -16,7 +16,7 @@ from mapper_driver.ownership import lock
 
 from mapper_core.mapping import Mapper
 
-from .conftest import Lab
+from .conftest import Lab, lxd_is_enough
 from .machine import Machine, ok
 from .one import One
 
@@ -78,6 +78,7 @@ with lock(Mapper.open(), {name!r}):
 """
 
 
+@lxd_is_enough
 def test_one_request(machine: Machine) -> None:
     """Besides the greeting that every connection begins with."""
     client = LxdClient.connect([machine.one.socket])
@@ -89,6 +90,7 @@ def test_one_request(machine: Machine) -> None:
     assert json.dumps(asked).count("/1.0/instances/") == len(asked) == 1
 
 
+@lxd_is_enough
 def test_the_daemon_is_down(machine: Machine) -> None:
     done = machine.power("poll", LXD_SOCKET="/nonexistent/socket")
     assert done.returncode == 11 and done.stdout == ""

@@ -11,7 +11,7 @@ import pytest
 from mapper_driver.lxd import cgroups
 from mapper_driver.lxd.client import LxdClient
 
-from .conftest import Lab
+from .conftest import Lab, lxd_is_enough
 from .machine import CONTEXT, Machine, ok
 from .one import One
 from .plug import Done, Plug
@@ -66,6 +66,7 @@ def test_the_new_context_reaches_the_container(plug: Plug, images: ModuleType) -
     assert "VALUE='three'" in machine.inside("cat", "/context/context.sh")
 
 
+@lxd_is_enough
 def test_a_guest_without_the_service_is_no_failure(plug: Plug, images: ModuleType) -> None:
     images.build_context(str(plug.path(9)), {"VALUE": "x"})
     done = ok(reconfigure(plug, MAPPER_ONE_VERSION="7.0.0"))
@@ -73,6 +74,7 @@ def test_a_guest_without_the_service_is_no_failure(plug: Plug, images: ModuleTyp
     ok(reconfigure(plug, ""))  # no context: oned's argument is empty
 
 
+@lxd_is_enough
 def test_an_iso_that_cannot_be_read_leaves_the_old_files(plug: Plug, images: ModuleType) -> None:
     machine, before = plug.machine, plug.state()
     old = machine.inside("cat", "/context/context.sh")
@@ -195,6 +197,7 @@ def test_a_resize_that_the_daemon_refuses_half_way(plug: Plug) -> None:
     assert limits(plug)[0] == 256 << 20
 
 
+@lxd_is_enough
 def test_bad_input_of_resize(plug: Plug) -> None:
     machine, before = plug.machine, plug.state()
     data = f"<VMM_DRIVER_ACTION_DATA>{machine.xml}</VMM_DRIVER_ACTION_DATA>"

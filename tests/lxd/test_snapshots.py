@@ -17,7 +17,7 @@ from mapper_core.reconcile import reconcile
 from mapper_core.testing import disks
 from mapper_core.testing.disks import MIB, Part
 
-from .conftest import Lab
+from .conftest import Lab, lxd_is_enough
 from .machine import CONTEXT, Machine, ok
 from .one import One, disk_xml
 from .plug import Done, Plug
@@ -181,6 +181,7 @@ def test_a_machine_that_is_powered_off(kept: Kept) -> None:
     assert kept.words() == {"first"}
 
 
+@lxd_is_enough
 def test_what_cannot_be_is_said_before_anything_is_done(kept: Kept) -> None:
     """A disk whose format keeps no snapshots, one that was attached since, a snapshot that is not there, nonsense."""
     machine = kept.machine
@@ -215,6 +216,7 @@ def test_what_cannot_be_is_said_before_anything_is_done(kept: Kept) -> None:
     assert wild.returncode == 6 and "made by hand" in wild.stderr
 
 
+@lxd_is_enough
 def test_a_disk_that_has_grown_since_keeps_its_size(kept: Kept) -> None:
     """OpenNebula does not know that the old content had another size."""
     machine = kept.machine
@@ -251,6 +253,7 @@ def test_when_one_disk_cannot_be_reverted_all_stay_and_the_container_runs_again(
     assert kept.words() == {"first"}
 
 
+@lxd_is_enough
 def test_killed_while_a_snapshot_is_made(kept: Kept) -> None:
     """The filesystems go on by themselves; afterwards the snapshot is on all disks, or on none."""
     driver = kept.killer("mapper_core.registry", "Registry.snapshot_create", 2, "kill")
@@ -277,6 +280,7 @@ REVERTING = {
 }
 
 
+@lxd_is_enough
 def test_killed_while_it_is_reverted_the_next_call_finishes(kept: Kept) -> None:
     ok(kept.snapshot("create", "0"))
     for place, where in REVERTING.items():
