@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Iterator
 
-from mapper_core.errors import Busy, DeadlineExceeded, MapperError, NotFound
-from mapper_core.linux import holders, locks, namespaces, process_info
-from mapper_core.linux.process_info import ProcessInfo
+from mapper_core.errors import Busy, MapperError, NotFound
+from mapper_core.linux import holders, locks, namespaces
 from mapper_core.mapping import Mapper
 from mapper_core.tree import mounted
 from mapper_driver import inventory
@@ -44,7 +42,7 @@ def lock(mapper: Mapper, container: str) -> Iterator[None]:
     """
     with (
         locks.try_lock_of(_lock_path(mapper, container), lambda: False),
-        _after_release(f"{_lock_path(mapper, container)}.release"),
+        locks.try_lock_of(_release_path(mapper, container), lambda: False, _RELEASE_SECONDS),
     ):
         yield
 
@@ -55,30 +53,9 @@ def lock_for_release(mapper: Mapper, container: str) -> Iterator[None]:
 
     :raises Busy: an action works on it, or another release.
     """
-    with locks.try_lock_of(f"{_lock_path(mapper, container)}.release", lambda: False):
+    with locks.try_lock_of(_release_path(mapper, container), lambda: False):
         if is_locked(mapper, container):
             raise Busy("an action works on it", subject=container)
-        yield
-
-
-@contextlib.contextmanager
-def _after_release(path: str) -> Iterator[None]:
-    with contextlib.ExitStack() as held:
-        until, unseen = time.monotonic() + _RELEASE_SECONDS, 0
-        while True:
-            try:
-                held.enter_context(locks.try_lock_of(path, lambda: False))
-                break
-            except Busy as error:
-                holder = _holder(path)
-                unseen += holder is None  # it has gone meanwhile, or cannot be seen from here
-                if unseen > 2 or time.monotonic() > until:
-                    raise
-                if holder is not None:  # whoever releases ends soon afterwards
-                    try:
-                        process_info.wait_gone(holder.pid, holder.start_time, until - time.monotonic())
-                    except DeadlineExceeded:
-                        raise error from None
         yield
 
 
@@ -86,22 +63,20 @@ def _lock_path(mapper: Mapper, container: str) -> str:
     return f"{mapper.runtime.locks}/{_LOCK_PREFIX}{check_name(container)}"
 
 
-def _holder(path: str) -> ProcessInfo | None:
-    """Who holds a lock; ``None`` when nobody does any more. The lock itself is not touched."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    try:
-        pid = locks.holder_pid(fd)
-    finally:
-        os.close(fd)
-    return process_info.info(pid) if pid else None
+def _release_path(mapper: Mapper, container: str) -> str:
+    return f"{_lock_path(mapper, container)}.release"
 
 
 def is_locked(mapper: Mapper, container: str) -> bool:
     """Whether an action works on a container. The lock itself is not touched, so that no action is refused because of this."""
-    return _holder(_lock_path(mapper, container)) is not None
+    try:
+        fd = os.open(_lock_path(mapper, container), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        return locks.holder_pid(fd) != 0
+    finally:
+        os.close(fd)
 
 
 def locked(mapper: Mapper) -> frozenset[str]:
