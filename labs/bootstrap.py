@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 
 from common import LabError
 
@@ -67,6 +70,34 @@ def is_free(directory: str) -> bool:
     finally:
         os.close(fd)
     return True
+
+
+def kept_tree(directory: str, title: str, made_of: Sequence[str], build: Callable[[str, str], None]) -> str:
+    """Path of a tree, which is built first when it is not there. One builds, the others wait until it has.
+
+    :param directory: of the lab, from :func:`cache`.
+    :param title: what is built, for whoever waits.
+    :param made_of: what the tree is made of; with anything else it is another tree.
+    :param build: makes it; gets the new directory and the file of a log.
+    :raises LabError: it cannot be built.
+    """
+    content = hashlib.sha256(" ".join((made_of[0], os.uname().machine, *made_of[1:])).encode())
+    path = f"{directory}/tree-{content.hexdigest()[:16]}"
+    os.makedirs(directory, exist_ok=True)
+    lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not os.path.isdir(path):
+            began = time.monotonic()
+            print(f"building {title} in {directory}", file=sys.stderr)
+            with workplace(directory, "build-") as place:
+                build(f"{place}/tree", f"{place}/log")
+                os.chmod(f"{place}/tree", 0o700)  # its setuid programs are for nobody
+                os.rename(f"{place}/tree", path)
+            print(f"built in {time.monotonic() - began:.1f} s", file=sys.stderr)
+    finally:
+        os.close(lock)
+    return path
 
 
 def sources(suite: str) -> list[str]:

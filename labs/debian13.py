@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import os
 import shutil
-import sys
-import time
 
 import bootstrap
 from common import run
@@ -40,30 +36,13 @@ def tree() -> str:
 
     :raises LabError: it cannot be built.
     """
-    content = hashlib.sha256(" ".join((SUITE, os.uname().machine, *PACKAGES, *UNUSED)).encode())
-    path = f"{CACHE}/tree-{content.hexdigest()[:16]}"
-    os.makedirs(CACHE, exist_ok=True)
-    lock = os.open(CACHE, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one builds, the others wait until it has, or its deadline is over
-        if not os.path.isdir(path):
-            _build(path)
-    finally:
-        os.close(lock)
-    return path
+    return bootstrap.kept_tree(CACHE, "Debian 13 with Incus", (SUITE, *PACKAGES, *UNUSED), _build)
 
 
-def _build(path: str) -> None:
-    began = time.monotonic()
-    print(f"building Debian 13 with Incus in {CACHE}", file=sys.stderr)
-    with bootstrap.workplace(CACHE, "build-") as place:
-        new = f"{place}/tree"
-        bootstrap.bootstrap(new, SUITE, PACKAGES, f"{place}/log", "--variant=extract")
-        for name in UNUSED:
-            shutil.rmtree(f"{new}/usr/share/{name}", ignore_errors=True)
-        os.chmod(new, 0o700)  # its setuid programs are for nobody
-        os.rename(new, path)
-    print(f"built in {time.monotonic() - began:.1f} s", file=sys.stderr)
+def _build(new: str, log: str) -> None:
+    bootstrap.bootstrap(new, SUITE, PACKAGES, log, "--variant=extract")
+    for name in UNUSED:
+        shutil.rmtree(f"{new}/usr/share/{name}", ignore_errors=True)
 
 
 def clean() -> None:
