@@ -217,6 +217,51 @@ def for_resize(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
+def for_image(parser: argparse.ArgumentParser) -> None:
+    """Those of ``image``."""
+    actions = parser.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
+    convert = actions.add_parser("convert", help="make a copy in another format", allow_abbrev=False)
+    _completes(convert.add_argument("image", metavar="IMAGE", help="what is copied"), COMPLETE_FILE)
+    _add_target(convert)
+    add_declaration(convert)
+    make = actions.add_parser("build", help="make a new image with a system in it", allow_abbrev=False)
+    _add_target(make)
+    make.add_argument("--size", metavar="SIZE", type=_size, required=True, help="of the disk: 512M, 10G, 1.5T")
+    make.add_argument(
+        "--from-tar", metavar="FILE", dest="archive", default="", help="archive with the system; - for standard input"
+    )
+    make.add_argument(
+        "--suite", metavar="NAME", default="", help="a release of Debian, built from its packages: bookworm"
+    )
+    make.add_argument("--mirror", metavar="URL", default="", help="of its packages")
+    make.add_argument(
+        "--package",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="add one to those that every system has; can be repeated",
+    )
+    make.add_argument("--filesystem", metavar="TYPE", default="ext4", help="ext4 (default), xfs or btrfs")
+    for action in (convert, make):
+        add_json(action)
+
+
+def _add_target(parser: argparse.ArgumentParser) -> None:
+    _completes(parser.add_argument("target", metavar="TARGET", help="the new image"), COMPLETE_FILE)
+    _completes(
+        parser.add_argument("-O", "--target-format", metavar="FORMAT", required=True, help="format of the new image"),
+        COMPLETE_FORMAT,
+    )
+    parser.add_argument(
+        "--target-option",
+        metavar="NAME=VALUE",
+        type=_setting,
+        action="append",
+        default=[],
+        help="setting for the plugin of the new image; can be repeated",
+    )
+
+
 def for_snapshot(parser: argparse.ArgumentParser) -> None:
     """Those of ``snapshot``."""
     parser.add_argument("action", metavar="ACTION", choices=SNAPSHOT_ACTIONS, help=", ".join(SNAPSHOT_ACTIONS))

@@ -118,6 +118,24 @@ COMMANDS: dict[str, Command] = {
         (("create disk.qcow2 10G -f qcow2", "a new image"), ("create data.raw 512M -f raw", "a sparse file")),
         arguments.for_create,
     ),
+    "image": Command(
+        "image:run",
+        "make an image from another one, or with a system in it",
+        "convert copies a disk to a new one of any format whose plugin can make disks. build makes a new disk with one filesystem\n"
+        "on it, unpacks a system there, and adds what applies OpenNebula's context at each start.",
+        (
+            ("image convert win.vmdk win.qcow2 -f vmdk -O qcow2", "another format"),
+            (
+                "image build web.qcow2 -O qcow2 --size 4G --suite bookworm --package openssh-server",
+                "from Debian's packages",
+            ),
+            (
+                "image build web.qcow2 -O qcow2 --size 4G --from-tar -",
+                "from a container: lxc exec web -- tar -C / --one-file-system -c . | ...",
+            ),
+        ),
+        arguments.for_image,
+    ),
     "resize": Command(
         "capacity:resize",
         "make a disk larger, also while it is in use",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 CAP_CHOWN = 0
 CAP_DAC_OVERRIDE = 1
 CAP_FOWNER = 3
+CAP_FSETID = 4
 CAP_SETGID = 6
 CAP_SETUID = 7
 CAP_IPC_LOCK = 14
@@ -26,6 +27,7 @@ CAP_SYS_MODULE = 16
 CAP_SYS_ADMIN = 21
 CAP_SYS_NICE = 23
 CAP_MKNOD = 27
+CAP_SETFCAP = 31
 _VERSION_3 = 0x20080522
 
 _PR_SET_NO_NEW_PRIVS = 38  # include/uapi/linux/prctl.h
@@ -53,7 +55,7 @@ def confinement(capabilities: Iterable[int]) -> Callable[[], None]:
     import ctypes
 
     limits = [(kind, _lowered(kind, limit)) for kind, limit in _LIMITS]
-    wanted = sum(1 << number for number in capabilities)
+    wanted = sum(1 << number for number in set(capabilities))
     library = libc()
     header = (ctypes.c_uint32 * 2)(_VERSION_3, 0)
     present = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable: the lower halves, then the upper ones

@@ -1,4 +1,4 @@
-"""Failures of the driver, beside those of :mod:`mapper_core.errors`; exit codes 11 to 14.
+"""Failures of the driver, beside those of :mod:`mapper_core.errors`; exit codes 11 to 15.
 
 Like there, a class says what the caller can do about it, and nothing is imported that costs time.
 """
@@ -62,10 +62,6 @@ class InstanceStartFailed(LxdFailed):
         self.log = log
 
 
-class ConsoleUnavailable(MapperError):
-    """Is raised when the console server cannot do what it was asked."""
-
-
 # --- 14: the tree and the container do not come together ----------------------------------------------
 
 
@@ -81,3 +77,12 @@ class TreeNotPlaced(PlacementError):
 
 class TreeStillPlaced(PlacementError):
     """Is raised when a mount is left below a container's directory, so that it must not be deleted."""
+
+
+# --- 15: the console ----------------------------------------------------------------------------------
+
+
+class ConsoleUnavailable(MapperError):
+    """Is raised when the console server cannot do what it was asked."""
+
+    exit_code = 15

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import re
 from pathlib import Path
@@ -45,13 +46,16 @@ def classes() -> dict[str, int]:
 
 
 def options() -> set[str]:
-    return {
-        option
-        for name in COMMANDS
-        for action in parser.build_one(name)._actions
-        for option in action.option_strings
-        if option not in ("-h", "--help")
-    } | {"--version"}
+    return {"--version"}.union(*(options_of(parser.build_one(name)) for name in COMMANDS))
+
+
+def options_of(found: argparse.ArgumentParser) -> set[str]:
+    """Those of a command, and of the actions that it has."""
+    options = {option for action in found._actions for option in action.option_strings} - {"-h", "--help"}
+    for action in found._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            options |= set().union(*(options_of(inner) for inner in action.choices.values()))
+    return options
 
 
 def test_each_error_has_its_row_and_each_row_its_errors() -> None:

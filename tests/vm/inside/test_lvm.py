@@ -80,11 +80,18 @@ def test_the_life_of_a_volume(mapper: Mapper, group: str, system: Path, settings
     disks.run("dd", "if=/dev/urandom", f"of={mapped.table.partitions[3].device}", "bs=1M", "count=2", "conv=fsync")
     with pytest.raises(ImageInUse):
         capabilities.snapshot_revert(mapper, disk, "before")
-    capabilities.resize(mapper, disk, size + 8 * MIB)
-    found = mapper.find(disk.source)
-    assert found is not None
-    assert found.size == size + 8 * MIB
-    mapper.unmap(mapped.device, user="t")
+    if settings:
+        capabilities.resize(mapper, disk, size + 8 * MIB)
+        found = mapper.find(disk.source)
+        assert found is not None
+        assert found.size == size + 8 * MIB
+        mapper.unmap(mapped.device, user="t")
+    else:
+        with pytest.raises(NotSupported, match="only while nobody uses it"):
+            capabilities.resize(mapper, disk, size + 8 * MIB)
+        mapper.unmap(mapped.device, user="t")
+        capabilities.resize(mapper, disk, size + 8 * MIB)
+        assert capabilities.size_of(mapper, disk) == size + 8 * MIB
 
     assert [snapshot.name for snapshot in capabilities.snapshots(mapper, disk)] == ["before"]
     capabilities.snapshot_revert(mapper, disk, "before")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import sys
-import time
 
 from mapper_core.errors import DeadlineExceeded, MapperError, ToolMissing
 from mapper_core.linux import locks
@@ -62,8 +62,7 @@ def reload(runtime: Runtime) -> None:
         if connection is None:
             if not definition.paths(files):
                 return
-            _start(files, path)
-            connection = _wait_for_server(path)
+            connection = _start(files, path)
         with connection:
             connection.settimeout(SECONDS)
             connection.sendall(RELOAD)
@@ -85,36 +84,37 @@ def _connect(path: str) -> socket.socket | None:
     return connection
 
 
-def _wait_for_server(path: str) -> socket.socket:
-    until = time.monotonic() + SECONDS
-    while time.monotonic() < until:
-        connection = _connect(path)
-        if connection is not None:
-            return connection
-        time.sleep(0.02)  # a socket that somebody is about to make has no event
-    raise DeadlineExceeded(f"the console server does not answer after {SECONDS:.0f} s", subject=path)
-
-
-def _start(files: str, path: str) -> None:
-    """Start the server as a daemon: in a session of its own, with nothing of ours open."""
+def _start(files: str, path: str) -> socket.socket:
+    """Start the server as a daemon, in a session of its own, and wait until it listens; the connection to it."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)  # of one that was killed; nobody else is here, the lock is held
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.setsid()
-            if os.fork() == 0:
-                _become_server(files, path)
-        finally:
-            os._exit(0)
-    os.waitpid(pid, 0)
+    reader, ready = os.pipe()
+    with open(reader, "rb", buffering=0) as answer:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.setsid()
+                if os.fork() == 0:
+                    _become_server(files, path, ready)
+            finally:
+                os._exit(0)
+        os.close(ready)
+        os.waitpid(pid, 0)
+        if not select.select([answer], [], [], SECONDS)[0]:
+            raise DeadlineExceeded(f"the console server does not listen after {SECONDS:.0f} s", subject=path)
+    connection = _connect(path)
+    if connection is None:
+        raise ConsoleUnavailable("the console server ended at once", subject=path)
+    return connection
 
 
-def _become_server(files: str, path: str) -> None:
+def _become_server(files: str, path: str, ready: int) -> None:
+    """With nothing of ours open but ``ready``, which the server closes when it listens."""
     null = os.open(os.devnull, os.O_RDWR)
     for number in range(3):
         os.dup2(null, number)
-    os.closerange(3, 4096)
+    os.dup2(ready, 3)
+    os.closerange(4, 4096)
     os.chdir("/")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}

@@ -177,12 +177,13 @@ class Server:
 
 
 def main() -> int:
-    """``python -m mapper_driver.console.server FILES SOCKET``."""
+    """``python -m mapper_driver.console.server FILES SOCKET``; descriptor 3 is closed when it listens."""
     files, path = sys.argv[1:3]
     control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     control.bind(path)
     os.chmod(path, 0o600)
     control.listen(16)
+    os.close(3)  # whoever has started us waits for that
     try:
         Server(files, control).run()
     finally:

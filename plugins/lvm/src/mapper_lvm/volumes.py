@@ -197,6 +197,12 @@ def resize(disk: Disk, size: int, attachment: Attachment | None) -> None:
             hint=f"take {-(-size // volume.extent) * volume.extent} bytes",
         )
     if volume.size < size:
+        if attachment is not None and not volume.pool and tool.snapshots_of(name):
+            raise NotSupported(
+                "has a snapshot outside of a thin pool; LVM enlarges it only while nobody uses it",
+                subject=str(name),
+                hint="unmap it, or delete its snapshots",
+            )
         tool.lvm("lvextend", "--size", f"{size}b", str(name), subject=str(name))
     if attachment is not None:
         loop.set_capacity(attachment.device)

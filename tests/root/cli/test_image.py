@@ -1,0 +1,118 @@
+"""image convert and image build."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from mapper_core.testing import disks
+from mapper_core.testing.disks import MIB
+
+from .conftest import PROGRAM, Cli
+
+pytestmark = pytest.mark.root
+
+
+def test_convert_keeps_every_byte_in_every_format(cli: Cli, system: Path, tmp_path: Path) -> None:
+    content = system.read_bytes()
+    previous, declared = system, "raw"
+    for kind in ("qcow2", "vmdk", "raw"):
+        target = tmp_path / f"copy.{kind}"
+        answer = cli("image", "convert", previous, target, "-f", declared, "-O", kind, "--json").json
+        assert answer["size"] == len(content)
+        assert answer["disk"]["source"] == str(target)
+        previous, declared = target, kind
+    assert previous.read_bytes() == content
+    assert previous.stat().st_blocks * 512 < len(content) * 3 // 4, "zeros take no room"
+    for kind in ("qcow2", "vmdk"):
+        disks.run("qemu-img", "check", "-f", kind, str(tmp_path / f"copy.{kind}"))
+        disks.run("qemu-img", "compare", "-f", kind, "-F", "raw", str(tmp_path / f"copy.{kind}"), str(system))
+    assert cli.ok("ls") == ""
+
+
+def test_what_cannot_be_converted_leaves_nothing(cli: Cli, system: Path, tmp_path: Path) -> None:
+    there = tmp_path / "there.qcow2"
+    there.write_bytes(b"mine")
+    cli.fails(7, "AlreadyExists", "image", "convert", system, there, "-f", "raw", "-O", "qcow2")
+    assert there.read_bytes() == b"mine"
+    cli.fails(3, "ImageNotFound", "image", "convert", tmp_path / "none", tmp_path / "new", "-f", "raw", "-O", "qcow2")
+    cli.fails(4, "FormatMismatch", "image", "convert", there, tmp_path / "new", "-f", "qcow2", "-O", "raw")
+    cli.fails(3, "PluginMissing", "image", "convert", system, tmp_path / "new", "-f", "raw", "-O", "nosuch")
+    assert not (tmp_path / "new").exists()
+    assert sorted(path.name for path in tmp_path.glob("*.qcow2")) == ["there.qcow2"]
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A system, as small as can be."""
+    root = tmp_path / "tree"
+    for name in ("sbin", "etc", "proc", "dev"):
+        (root / name).mkdir(parents=True)
+    (root / "sbin/init").write_text("#!/bin/sh\n")
+    (root / "sbin/init").chmod(0o755)
+    (root / "etc/secret").write_text("x")
+    os.chown(root / "etc/secret", 1000, 1001)
+    (root / "etc/secret").chmod(0o2640)
+    os.setxattr(root / "etc/secret", "user.note", b"kept")
+    (root / "etc/link").symlink_to("/etc/passwd")
+    (root / "proc/1").write_text("of the host")
+    return root
+
+
+def pack(tree: Path) -> bytes:
+    return subprocess.run(
+        ["tar", "-C", str(tree), "--xattrs", "--numeric-owner", "-c", "."], capture_output=True, check=True, timeout=60
+    ).stdout
+
+
+@pytest.mark.parametrize("filesystem", ["ext4", "xfs"])
+def test_build_from_an_archive(cli: Cli, tree: Path, tmp_path: Path, filesystem: str) -> None:
+    """By standard input, as from a container that runs."""
+    image, target = tmp_path / "new.qcow2", tmp_path / "m"
+    size = 320 if filesystem == "xfs" else 32
+    argv = [PROGRAM, "image", "build", str(image), "-O", "qcow2", "--size", f"{size}M", "--from-tar", "-"]
+    done = subprocess.run(
+        [*argv, "--filesystem", filesystem], input=pack(tree), capture_output=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"unpacking" in done.stderr
+    target.mkdir()
+    cli.ok("mount", image, target, "-f", "qcow2", "-r")
+    try:
+        found = (target / "etc/secret").stat()
+        assert (found.st_uid, found.st_gid, found.st_mode & 0o7777) == (1000, 1001, 0o2640)
+        assert os.getxattr(target / "etc/secret", "user.note") == b"kept"
+        assert os.readlink(target / "etc/link") == "/etc/passwd"
+        assert list((target / "proc").iterdir()) == []
+        assert os.access(target / "usr/lib/mapper/context", os.X_OK)
+        wants = target / "etc/systemd/system/multi-user.target.wants/mapper-context.service"
+        assert os.readlink(wants) == "../mapper-context.service"
+        assert "ExecStart=/usr/lib/mapper/context" in (wants.parent.parent / "mapper-context.service").read_text()
+    finally:
+        cli.ok("umount", target)
+    table = cli("inspect", image, "-f", "qcow2", "--json").json
+    assert table["virtual_size"] == size * MIB
+
+
+def test_what_cannot_be_built_leaves_nothing(cli: Cli, tree: Path, tmp_path: Path) -> None:
+    archive, image = tmp_path / "a.tar", tmp_path / "new.raw"
+    build = ("image", "build", image, "-O", "raw", "--size", "16M")
+    cli.fails(2, "UsageError", *build)
+    cli.fails(2, "UsageError", *build, "--suite", "bookworm", "--from-tar", archive)
+    (tree / "sbin/init").unlink()
+    archive.write_bytes(pack(tree))
+    assert "systemd-sysv" in cli.fails(4, "NoRootFound", *build, "--from-tar", archive)["hint"]
+    (tree / "sbin/init").symlink_to("/../../../../bin/sh")  # of the host
+    archive.write_bytes(pack(tree))
+    cli.fails(4, "NoRootFound", *build, "--from-tar", archive)
+    archive.write_bytes(b"no archive")
+    cli.fails(1, "CommandFailed", *build, "--from-tar", archive)
+    (tree / "big").write_bytes(os.urandom(20 * MIB))
+    archive.write_bytes(pack(tree))
+    assert "No space left" in cli.fails(1, "CommandFailed", *build, "--from-tar", archive)["message"]
+    cli.fails(2, "UsageError", *build, "--from-tar", archive, "--filesystem", "vfat")
+    assert not image.exists()
+    assert cli.ok("ls") == ""
