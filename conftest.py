@@ -52,6 +52,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="SECONDS",
         help="how long a resource may take to go away (default 5)",
     )
+    group.addoption(
+        "--crash-lives",
+        default="4",
+        metavar="N",
+        help="lives of a machine in which the driver is killed (default 4); all",
+    )
+    group.addoption("--crash-all", action="store_true", help="at each point try every way to die and to recover")
 
 
 def pytest_configure(config: pytest.Config) -> None:

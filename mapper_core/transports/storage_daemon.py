@@ -15,7 +15,7 @@ import contextlib
 import json
 import os
 
-from mapper_core.errors import Refused
+from mapper_core.errors import NotFound, Refused
 from mapper_core.linux import fuse, loop, mountinfo, mounts
 from mapper_core.linux.syscalls import size_from_server
 from mapper_core.model import Access, Attachment
@@ -90,9 +90,17 @@ class StorageDaemonTransport:
         """Let the daemon enlarge the image, then the loop device follow its export.
 
         :raises Refused: the disk is larger already.
+        :raises NotFound: the daemon is gone.
         """
         export = f"{scope.directory}/disk"
-        present = size_from_server(export)
+        try:
+            present = size_from_server(export)
+        except OSError as error:
+            raise NotFound(
+                f"its daemon cannot be reached: {error.strerror}",
+                subject=scope.ledger.device,
+                hint="reads and writes fail, too: release the disk, then map it again",
+            ) from error
         if present > size:  # the daemon would do that
             raise Refused(
                 f"has {present} bytes, more than {size}; a disk is never made smaller", subject=scope.ledger.device

@@ -13,6 +13,7 @@ import os
 from mapper_core.errors import (
     DeviceBusy,
     ImageInUse,
+    KernelError,
     MapperError,
     NotFound,
     NotMapped,
@@ -239,10 +240,24 @@ def dismantle_locked(mapper: Mapper, tree: TreeRecord | None, *, patience: float
             if mapped is not None:
                 _check_answers(mapper, mapped)
         if tree.boot == mapper.boot:
-            _unmount_all(tree.directory, _devices(tree, mapped))
+            _unmount_marked(mapper, tree, _devices(tree, mapped))
     if tree.own_directory:
         _remove_directory(mapper, tree.directory)
     record.remove(mapper.runtime.trees, tree.directory)
+
+
+def _unmount_marked(mapper: Mapper, tree: TreeRecord, devices: tuple[str, ...]) -> None:
+    """Unmount everything; whoever finds only a part of it still mounted, after a crash, knows by the record what was going on."""
+    if tree.complete:
+        with contextlib.suppress(KernelError):  # a full filesystem must not keep anybody from releasing a disk
+            record.write(mapper.runtime.trees, replace(tree, complete=False))
+    unmounted: list[str] = []
+    try:
+        _unmount_all(tree.directory, devices, unmounted)
+    except MapperError:
+        if tree.complete and not unmounted and mountinfo.at(tree.directory):  # it is in use, and stays as it is
+            record.write(mapper.runtime.trees, tree)
+        raise
 
 
 def devices_of(mapper: Mapper, tree: TreeRecord) -> tuple[str, ...]:
@@ -306,7 +321,7 @@ def _map_owners(plan: MountPlan, directory: str, idmap: IdMap) -> None:
                 subject=directory,
                 hint="mount it without an id map",
             ) from error
-        _unmount_all(directory, tuple(mount.volume.partition.device for mount in plan.mounts))
+        _unmount_all(directory, tuple(mount.volume.partition.device for mount in plan.mounts), [])
         target_fd = _open_directory(directory)
         stack.callback(os.close, target_fd)
         mounts.attach(clone, target_fd)
@@ -337,10 +352,11 @@ def _target(root_fd: int, mount: Mount) -> int:
     return beneath.open_directory_in_root(root_fd, mount.target, create=0o755 if writable else None)
 
 
-def _unmount_all(directory: str, devices: tuple[str, ...]) -> None:
+def _unmount_all(directory: str, devices: tuple[str, ...], unmounted: list[str]) -> None:
     """Unmount all mounts at and below the directory, the deepest and newest first.
 
     :param devices: what may be mounted there.
+    :param unmounted: gets the mount points as they go, also when one then fails.
     """
     if _unmount_single(directory, devices):
         return
@@ -358,6 +374,7 @@ def _unmount_all(directory: str, devices: tuple[str, ...]) -> None:
             mounts.unmount(name, parent_fd=parent_fd)
         finally:
             os.close(parent_fd)
+        unmounted.append(entry.target)
 
 
 def _unmount_single(directory: str, devices: tuple[str, ...]) -> bool:

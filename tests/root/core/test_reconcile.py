@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mapper_core.errors import Busy
+from mapper_core.errors import Busy, DeviceBusy
 from mapper_core.journal import State
 from mapper_core.linux import mountinfo
 from mapper_core.mapping import Mapper
@@ -112,6 +112,21 @@ def test_a_tree_that_is_finished_meanwhile_stays(mapper: Mapper, bare: Path, mon
         patch.setattr(mounted, "records", lambda _mapper: (dataclasses.replace(tree, complete=False),))
         assert reconcile(mapper).actions == ()
     assert mountinfo.at(directory)
+    unmount_tree(mapper, directory)
+
+
+def test_a_tree_that_is_in_use_stays_and_reconcile_leaves_it(mapper: Mapper, bare: Path) -> None:
+    """That somebody tried to unmount it is no crash."""
+    directory = f"{mapper.runtime.mounts}/x"
+    mount_tree(mapper, TreeRequest(Disk(str(bare), "raw"), MapOptions(), directory))
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        with pytest.raises(DeviceBusy):
+            unmount_tree(mapper, directory)
+        assert reconcile(mapper).actions == ()
+        assert mountinfo.at(directory)
+    finally:
+        os.close(fd)
     unmount_tree(mapper, directory)
 
 
