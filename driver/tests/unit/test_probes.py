@@ -7,7 +7,7 @@ import base64
 import pytest
 from mapper_driver.instance import STATUS_KEY
 from mapper_driver.lxd.answers import instance, state
-from mapper_driver.lxd.blockio import Transfers, parse_device, parse_v1, parse_v2
+from mapper_driver.lxd.blockio import Transfers, devices_of, parse_device, parse_v1, parse_v2
 from mapper_driver.lxd.glance import Glance
 from mapper_driver.lxd.model import ExecResult, Status
 from mapper_driver.monitor import MachineState, Usage, attributes
@@ -169,6 +169,15 @@ def test_disks_of_both_kinds_of_control_groups() -> None:
     )
     with pytest.raises(ValueError, match="too short"):
         parse_device("33")
+
+
+def test_devices_of_mounts() -> None:
+    text = (
+        b"94 149 259:28 / / rw,idmapped shared:12 - ext4 /dev/loop12p3 rw\n"
+        b"95 94 0:31 /@ /b rw - btrfs /dev/loop\\0401 rw\n"
+        b"96 94 0:32 / /dev/sda rw - tmpfs /dev/sdb rw\n246 94 7:11 / /data rw - ext4 /dev/loop11 rw\n"
+    )
+    assert devices_of(text) == {"259:28", "/dev/loop 1", "7:11"}
 
 
 def test_attributes() -> None:

@@ -14,7 +14,8 @@ import os
 from dataclasses import dataclass, field
 
 from mapper_core.errors import MapperError
-from mapper_core.linux import block, mountinfo
+from mapper_core.linux import block
+from mapper_core.linux.mountinfo import parse_line
 from mapper_driver.lxd import cgroups
 from mapper_driver.lxd.cgroups import Controller, Version
 from mapper_driver.lxd.model import counter
@@ -74,13 +75,13 @@ class BlockIo:
         if pid <= 0:
             return None
         try:
-            mounted = {self._disk(entry.device, entry.source) for entry in _mounts(pid)} - {""}
+            mounted = {self._disk(device) for device in devices_of(_mounts(pid))} - {""}
             own = {number for number in mounted if whose is Whose.OPENNEBULA and self._made_for_one(number)}
             found = [self._of_device(number) for number in own]
             if mounted - own:
                 counted = self._counted(pid)
                 found += [counted[number] for number in mounted - own if number in counted]
-        except (MapperError, OSError, ValueError):
+        except (MapperError, OSError, ValueError, IndexError):
             return None
         return sum(found, Transfers()) if found else None
 
@@ -103,15 +104,14 @@ class BlockIo:
             self._is_made[number] = block.is_made_for_an_image(number)
         return self._is_made[number]
 
-    def _disk(self, device: tuple[int, int], source: str) -> str:
-        """``major:minor`` of the whole disk of a mount; empty when no disk is behind it."""
-        key = f"{device[0]}:{device[1]}" if device[0] else source
-        if key not in self._disks:
-            self._disks[key] = _whole_disk(key) if device[0] else _disk_of_node(source)
-        return self._disks[key]
+    def _disk(self, device: str) -> str:
+        """``major:minor`` of the whole disk of a device; empty when there is none."""
+        if device not in self._disks:
+            self._disks[device] = _disk_of_node(device) if device.startswith("/") else _whole_disk(device)
+        return self._disks[device]
 
 
-def _mounts(pid: int) -> tuple[mountinfo.MountEntry, ...]:
+def _mounts(pid: int) -> bytes:
     """What a container has mounted. It can mount a hundred thousand times, and may not hold up the others.
 
     :raises ValueError: it has mounted that much.
@@ -120,7 +120,21 @@ def _mounts(pid: int) -> tuple[mountinfo.MountEntry, ...]:
         text = file.read(_MAX_MOUNTINFO + 1)
     if len(text) > _MAX_MOUNTINFO:
         raise ValueError("too many mounts")
-    return mountinfo.parse(text)
+    return text
+
+
+def devices_of(mountinfo: bytes) -> set[str]:
+    """Devices of mounts: ``major:minor``, of btrfs the path of the node. Of thousands of lines a few have any, so no line is parsed
+    that has none.
+    """
+    found = set()
+    for line in mountinfo.splitlines():
+        number = line.split(b" ", 3)[2]
+        if not number.startswith(b"0:"):
+            found.add(number.decode("ascii"))
+        elif b" - btrfs " in line:
+            found.add(parse_line(line).source)
+    return found
 
 
 def _disk_of_node(source: str) -> str:
