@@ -11,6 +11,7 @@ import stat
 
 from mapper_core.errors import StateCorrupt, UsageError
 from mapper_core.frozen import dataclass
+from mapper_core.linux.files import read_bytes
 
 #: Overrides the directory; for tests, and for nodes whose /run is something else.
 ENVIRONMENT = "MAPPER_RUNTIME_DIR"
@@ -93,5 +94,4 @@ class Runtime:
 
 def boot_id() -> str:
     """Return the identity of this boot (random(4), ``/proc/sys/kernel/random/boot_id``)."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read().strip()
+    return read_bytes("/proc/sys/kernel/random/boot_id").decode().strip()

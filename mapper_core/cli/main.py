@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from mapper_core.cli import parser
 from mapper_core.cli.output import Output, Style, Talk
@@ -45,12 +46,18 @@ class _Ended(BaseException):
         self.number = number
 
 
-def main() -> int:
-    """Be the program ``mapper-cli``; return its exit status."""
+def main() -> NoReturn:
+    """Be the program ``mapper-cli``, and end with its exit status.
+
+    The process ends at once: everything is undone and printed by then, and to take the interpreter apart would cost as much
+    as the work of a short command. So would looking for garbage in what has just been imported.
+    """
+    gc.disable()
     status = call(sys.argv[1:])
     for number in _ENDING:
         signal.signal(number, signal.SIG_IGN)  # it is done: a late signal must not make a failure of a success
-    return status
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def call(words: Sequence[str]) -> int:

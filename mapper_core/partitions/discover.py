@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from mapper_core.errors import BadPartitionTable
 from mapper_core.model import Partition, PartitionTable
-from mapper_core.partitions import gpt, mbr
+from mapper_core.partitions import mbr
 from mapper_core.partitions.reader import ReadAt
 
 __all__ = ["ReadAt", "discover"]
@@ -77,6 +77,8 @@ def _read_table(
 ) -> PartitionTable:
     if not mbr.is_protective(slots):
         return mbr.parse(read, size, sector_size, sector, slots)
+    from mapper_core.partitions import gpt
+
     sizes = (sector_size, *(other for other in (512, 4096) if other != sector_size))
     table = gpt.parse(read, size, sizes)
     if table is None:
