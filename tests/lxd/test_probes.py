@@ -209,6 +209,21 @@ def _come_and_go(agent: Agent, one: str, lab: Lab) -> None:
         busy.join()
 
 
+_B64 = base64.b64encode(b"said\n").decode()
+
+
+def _executed(machine: Machine, agent: Agent) -> str:
+    """What the probe says when a command of ``exec`` has ended."""
+    section = "<QEMU_GA_EXEC><COMMAND>sh -c 'echo said; exit 3'</COMMAND><STDIN/></QEMU_GA_EXEC>"
+    xml = machine.xml.replace("<VMID>", f"{section}<VMID>", 1)
+    data = f"<VMM_DRIVER_ACTION_DATA><HOST>node</HOST>{xml}</VMM_DRIVER_ACTION_DATA>"
+    ok(machine.one.run("exec", "77", "node", "sh", xml=data))
+    until = time.monotonic() + 20
+    while not (text := agent.run("vm/execution")):
+        assert time.monotonic() < until
+    return text
+
+
 @pytest.mark.parametrize("product", ["lxd"], indirect=True)
 def test_what_a_machine_uses_and_what_the_node_has(
     lab: Lab, client: LxdClient, images: ModuleType, tmp_path: Path
@@ -235,6 +250,11 @@ def test_what_a_machine_uses_and_what_the_node_has(
         assert all(after[name] >= before[name] for name in before if name != "MEMORY")
         polled = dict(word.split("=", 1) for word in ok(machine.power("poll")).stdout.split())
         assert polled["STATE"] == "a" and int(polled["MEMORY"]) > 30_000
+        assert (
+            _executed(machine, agent)
+            == f'VM = [ ID="77", PID="0", STATUS="DONE", RETURN_CODE="3", STDOUT="{_B64}", STDERR="" ]\n'
+        )
+        assert agent.run("vm/execution") == "", "told once"
         client.freeze(machine.name)
         assert machine.name not in agent.usage()
         client.unfreeze(machine.name)

@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.umask(0o022)
     try:
         directory = trusted_directory(words[1], int(caller) if caller.isdecimal() else os.getuid())
+        refuse_links(directory)
         os.chdir("/")
     except (OSError, ValueError) as error:
         print(f"{words[1]!r}: {error}", file=sys.stderr)
@@ -71,6 +72,18 @@ def trusted_directory(path: str, caller: int) -> str:
             raise ValueError(f"others than its owner may write to {place}")
         place = os.path.dirname(place)
     return real
+
+
+def refuse_links(directory: str) -> None:
+    """Make sure that nothing which root reads beside the scripts leads to a file that the caller may not read.
+
+    :raises ValueError: something does.
+    """
+    for up in ("../..", "../../../.."):  # of an action, of a probe
+        for name in ("VERSION", "etc/vmm/lxd/lxdrc"):
+            path = os.path.normpath(f"{directory}/{up}/{name}")
+            if os.path.islink(path):
+                raise ValueError(f"{path} is a symbolic link")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from mapper_driver.entry import trusted_directory
+from mapper_driver.entry import refuse_links, trusted_directory
 from mapper_driver.install import place, plan
 from mapper_driver.install.plan import REMOTES, Kind, Part
 
@@ -207,6 +207,19 @@ def test_the_place_of_the_scripts_is_not_taken_on_trust(tmp_path: Path) -> None:
         trusted_directory("remotes", me)
     with pytest.raises(OSError):
         trusted_directory(str(tmp_path / "gone"), me)
+
+
+def test_what_root_reads_beside_the_scripts_is_no_link(tmp_path: Path) -> None:
+    scripts, probe = tmp_path / "vmm" / "lxd", tmp_path / "im" / "lxd-probes.d" / "vm" / "status"
+    for directory in (scripts, probe, tmp_path / "etc" / "vmm" / "lxd"):
+        directory.mkdir(parents=True)
+        refuse_links(str(directory))
+    for name in ("VERSION", "etc/vmm/lxd/lxdrc"):
+        (tmp_path / name).symlink_to("/etc/shadow")
+        for directory in (scripts, probe):
+            with pytest.raises(ValueError, match=f"{name} is a symbolic link"):
+                refuse_links(str(directory))
+        (tmp_path / name).unlink()
 
 
 def trusted_directory_of_another(scripts: Path) -> str:
