@@ -16,7 +16,7 @@ import sys
 import types
 from typing import TYPE_CHECKING, Any
 
-from mapper_core.errors import CommandFailed, DeadlineExceeded, ToolMissing, UsageError
+from mapper_core.errors import CommandFailed, DeadlineExceeded, KernelError, ToolMissing, UsageError
 from mapper_core.frozen import dataclass
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ def run(
     :param writes: all files that it may change, where the kernel can see to that (:mod:`mapper_core.linux.landlock`);
         ``None``: any.
     :raises ToolMissing: the program is not installed.
+    :raises KernelError: it cannot be started, or not with so few rights.
     :raises CommandFailed: it ended with another status, or by a signal.
     :raises DeadlineExceeded: it did not end in time; it has been killed.
     """
@@ -149,6 +150,8 @@ def run(
             )
         timer.start()
         command.wait()
+    except sh.ForkException as error:  # whatever stands between fork and exec; its text is a traceback
+        raise KernelError(f"{argv[0]} cannot be started: {_last_line(str(error).encode())}", subject=subject) from None
     except sh.ErrorReturnCode as error:
         if late.is_set():
             raise DeadlineExceeded(

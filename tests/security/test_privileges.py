@@ -131,6 +131,20 @@ def test_a_program_that_may_change_one_file_changes_no_other(argv: tuple[str, ..
     assert run(("cat", str(other)), timeout=10, writes=(str(image),)).stdout == b"content"
 
 
+def test_what_cannot_be_restricted_is_not_started(tmp_path: Path) -> None:
+    """A kernel takes 16 sets of rules, one inside of the other; here all are in use."""
+    code = (
+        "import ctypes; from mapper_core.linux import landlock; from mapper_core.process import run\n"
+        "ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)\n"
+        "for _ in range(16): landlock.restrict(landlock.only_these(('/dev/null',)))\n"
+        "try: run(('touch', '/dev/null'), timeout=10, writes=('/dev/null',))\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.startswith("KernelError touch cannot be started: ")
+    assert done.stdout.count("\n") == 1 and "Argument list too long" in done.stdout
+
+
 def test_memory_is_limited() -> None:
     """S-19: a program that wants it all fails, and the host does not."""
     with pytest.raises(CommandFailed, match="memory exhausted"):

@@ -81,10 +81,12 @@ def test_standard_input_is_empty() -> None:
 def test_a_short_command_is_not_slowed_down() -> None:
     """A polling wait of 100 ms would be paid by every action."""
     run(("true",), timeout=10)
-    started = time.monotonic()
+    seconds = []
     for _ in range(5):
+        started = time.monotonic()
         run(("true",), timeout=10)
-    assert time.monotonic() - started < 0.4
+        seconds.append(time.monotonic() - started)
+    assert min(seconds) < 0.08
 
 
 def test_no_descriptor_is_left_open() -> None:
