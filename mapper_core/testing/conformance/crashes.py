@@ -1,7 +1,7 @@
 """``kill -9`` at every step: whatever state a dead process leaves, the same command or ``reconcile`` puts it in order.
 
-A step is a change of the journal: each side effect stands between two of them. The process is killed before and after each, and
-both ways to go on are taken in turn.
+A step is a change of the journal, since each thing that is made stands between two of them, or the release of one thing. The
+process is killed before and after each, and both ways to go on are taken in turn.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from typing import Any
 from mapper_core import journal
 from mapper_core.model import Access, Disk
 from mapper_core.reconcile import Mode, reconcile
+from mapper_core.registry import Registry
 from mapper_core.testing.conformance.bench import MIB, Bench, OnBench, difference, pattern, proves
 from mapper_core.testing.conformance.workers import kill_self, workers
+from mapper_core.transports import NAMES, transport_named
 
 #: More steps no mapping has.
 MOST_STEPS = 50
@@ -108,11 +110,11 @@ def _kill_at_every_step(
 
 
 def _die_at(step: int, moment: Moment, work: Callable[[], object]) -> str:
-    """Do the work in this process, which ends at a change of the journal."""
+    """Do the work in this process, which ends at that step."""
     numbers = itertools.count()
 
     def deadly(real: Callable[..., None]) -> Callable[..., None]:
-        def change(*arguments: Any) -> None:
+        def take(*arguments: Any) -> None:
             number = next(numbers)
             if (number, moment) == (step, Moment.BEFORE):
                 kill_self()
@@ -120,9 +122,16 @@ def _die_at(step: int, moment: Moment, work: Callable[[], object]) -> str:
             if (number, moment) == (step, Moment.AFTER):
                 kill_self()
 
-        return change
+        return take
 
-    for name in ("write_json", "remove_json"):
-        setattr(journal, name, deadly(getattr(journal, name)))
+    kinds = [type(transport_named(name)) for name in NAMES]
+    places = [
+        (journal, "write_json"),
+        (journal, "remove_json"),
+        (Registry, "release"),
+        *((kind, "release") for kind in kinds),
+    ]
+    for owner, name in places:
+        setattr(owner, name, deadly(getattr(owner, name)))
     work()
     return ""
