@@ -5,6 +5,7 @@ directory, the agent's arguments, its configuration on the standard input, and i
 from __future__ import annotations
 
 import base64
+import json
 import os
 import re
 import shutil
@@ -20,8 +21,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from mapper_driver.lxd import placement
 from mapper_driver.lxd.client import LxdClient
+from mapper_driver.lxd.model import Status
 from mapper_driver.ownership import lock
+from mapper_driver.poweroff import OFF_SECONDS
 
 from mapper_core.mapping import Mapper
 
@@ -92,7 +96,7 @@ class Agent:
                 env=self.environment,
             )
             assert done.returncode == expected, (program, done.stderr)
-            answer += done.stdout or done.stderr
+            answer += done.stderr if expected else done.stdout
         return answer
 
     def states(self) -> tuple[str, dict[str, str]]:
@@ -224,6 +228,25 @@ def _executed(machine: Machine, agent: Agent) -> str:
     return text
 
 
+def _powers_itself_off(machine: Machine, agent: Agent) -> None:
+    """oned calls nothing then: the probe that tells it takes the disks back, when it has seen it a while."""
+    mapper = Mapper.open()
+    machine.inside("poweroff")
+    until = time.monotonic() + 30
+    while machine.status() is not Status.STOPPED:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert agent.states()[1][machine.name] == "POWEROFF"
+    assert mapper.journal.ids() != (), "it may be a reboot"
+    mark = Path(placement.off_path(placement.record_path(mapper.runtime, machine.name)))
+    found = json.loads(mark.read_text(encoding="utf-8"))
+    mark.write_text(json.dumps({**found, "since": found["since"] - OFF_SECONDS}), encoding="utf-8")
+    until = time.monotonic() + 30
+    while mapper.journal.ids() != ():  # not while the daemon still works on it
+        assert time.monotonic() < until
+        assert agent.states() == ("", {}), "told once"
+
+
 @pytest.mark.parametrize("product", ["lxd"], indirect=True)
 def test_what_a_machine_uses_and_what_the_node_has(
     lab: Lab, client: LxdClient, images: ModuleType, tmp_path: Path
@@ -268,5 +291,6 @@ def test_what_a_machine_uses_and_what_the_node_has(
         assert int(used["FREECPU"]) + int(used["USEDCPU"]) == int(system["TOTALCPU"])
         assert agent.run("host/beacon") == "DATE=1\n"
         assert agent.run("vm/snapshot") == agent.run("vm/execution") == ""
+        _powers_itself_off(machine, agent)
     finally:
         ok(machine.power("cancel"))
