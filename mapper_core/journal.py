@@ -1,7 +1,7 @@
 """The journal: what was done to the host, on disk before it is done.
 
 One JSON file for each mapped disk in ``<runtime>/disks``. A file is replaced atomically (write, fsync, rename, fsync
-of the directory) and removed last. The version is checked: a record of a newer version is an error, never a guess.
+of the directory; on a tmpfs there is nothing to sync) and removed last. The version is checked: a record of a newer version is an error, never a guess.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from mapper_core.errors import StateCorrupt
 from mapper_core.frozen import dataclass, plain
-from mapper_core.linux.files import read_bytes
+from mapper_core.linux.files import is_in_memory, read_bytes
 from mapper_core.linux.syscalls import kernel_error
 from mapper_core.model import Access, Attachment, Disk, MapOptions, Partition, PartitionTable
 from mapper_core.resources import KINDS, PluginResource, Resource
@@ -139,7 +139,9 @@ def _replace(path: str, data: dict[str, Any]) -> None:
             content = _encode(data).encode()
             while content:  # of a full filesystem the first write may take a part, and only the second one fails
                 content = content[os.write(fd, content) :]
-            os.fsync(fd)
+            in_memory = is_in_memory(fd)
+            if not in_memory:
+                os.fsync(fd)
         finally:
             os.close(fd)
         os.rename(temporary, path)
@@ -147,7 +149,8 @@ def _replace(path: str, data: dict[str, Any]) -> None:
         with contextlib.suppress(FileNotFoundError):  # a signal handler may raise just after the rename
             os.unlink(temporary)
         raise
-    _sync_directory(directory)
+    if not in_memory:
+        _sync_directory(directory)
 
 
 def read_json(path: str, version: int) -> dict[str, Any] | None:
@@ -173,14 +176,16 @@ def read_json(path: str, version: int) -> dict[str, Any] | None:
 
 
 def remove_json(path: str) -> None:
-    """Remove a file of :func:`write_json` durably, with what killed writers have left of it; a missing one is fine."""
+    """Remove a file of :func:`write_json`, with what killed writers have left of it; a missing one is fine.
+
+    One that a power cut brings back is of an earlier boot, and is removed again for that.
+    """
     directory, _, name = path.rpartition("/")
     with contextlib.suppress(FileNotFoundError):
         for entry in os.listdir(directory):
             if entry.startswith(f".{name}."):
                 _remove_if_left(f"{directory}/{entry}")
         os.unlink(path)
-        _sync_directory(directory)
 
 
 def _remove_if_left(temporary: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 
 _PIECE = 32 << 10
@@ -35,3 +36,15 @@ def read_bytes(path: str) -> bytes:
         return data
     finally:
         os.close(fd)
+
+
+def is_in_memory(fd: int) -> bool:
+    """Whether an open file is on a tmpfs, where there is nothing to sync, and nothing survives.
+
+    Only files there can have seals (:manpage:`fcntl(2)`).
+    """
+    try:
+        fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:
+        return False
+    return True

@@ -385,7 +385,7 @@ def _unmount_single(directory: str, devices: tuple[str, ...]) -> bool:
     """
     parent, name = os.path.split(directory)
     with contextlib.suppress(FileNotFoundError):  # after a crash: directory or device are gone, or were never made
-        ours = {os.stat(device).st_rdev for device in devices if device.startswith("/dev/")}
+        ours = {os.stat(device).st_rdev for device in set(devices) if device.startswith("/dev/")}
         parent_fd = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             if mountinfo.device_on(name, parent_fd=parent_fd) in ours and mounts.try_unmount(name, parent_fd=parent_fd):

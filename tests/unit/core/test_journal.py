@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -109,12 +110,34 @@ def test_a_write_that_fails_leaves_the_old_record(tmp_path: Path, monkeypatch: p
     journal = Journal(str(tmp_path))
     journal.write(RECORD)
 
-    def full(fd: int) -> None:
+    def full(fd: int, content: bytes) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "write", full)
     with pytest.raises(KernelError, match="No space"):
         journal.write(dataclasses.replace(RECORD, users=()))
     monkeypatch.undo()
     assert journal.read("f-1-2") == RECORD
     assert os.listdir(tmp_path) == ["f-1-2.json"]
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_on_a_disk_a_record_is_synced_before_it_gets_its_name_and_the_name_after_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: bool
+) -> None:
+    done: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def noted_fsync(fd: int) -> None:
+        done.append("directory" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file")
+        fsync(fd)
+
+    def noted_rename(source: str, target: str) -> None:
+        done.append("rename")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "rename", noted_rename)
+    monkeypatch.setattr("mapper_core.journal.is_in_memory", lambda fd: in_memory)
+    Journal(str(tmp_path)).write(RECORD)
+    assert done == (["rename"] if in_memory else ["file", "rename", "directory"])
