@@ -32,6 +32,16 @@ lxc profile device add default root disk path=/ pool=default >/dev/null 2>&1
 mapper-driver check --json >$out/check.json 2>$out/check.err || echo $? >$out/check.status
 sudo -n -l -U oneadmin >$out/sudo-list
 
+# --- OpenNebula is upgraded: its package writes its own files ---
+echo 6.8.3 >$one/remotes/VERSION
+printf "OpenNebula's\n" >$one/remotes/vmm/lxd/deploy
+dpkg-trigger --no-await --by-package=mount $one/remotes
+dpkg --configure --pending >$out/dpkg-triggered
+cmp $one/remotes/vmm/lxd/deploy /var/tmp/one/vmm/lxd/deploy
+rm $one/remotes/vmm/lxd/deploy /var/lib/mapper/originals$one/remotes/vmm/lxd/deploy
+cp /shared/VERSION $one/remotes/VERSION
+mapper-driver install-remotes --programs /usr/lib/mapper/bin >>$out/dpkg-triggered
+
 # --- a machine, by OpenNebula's user ---
 call() { # ACTION ARGUMENT... < XML
     action=$1

@@ -176,6 +176,14 @@ def test_the_time_of_each_step(node: Node) -> None:
     assert {"stop the container"} <= {step["name"] for step in cancel["steps"]}
 
 
+def test_after_an_upgrade_of_opennebula_the_scripts_are_ours_again(node: Node) -> None:
+    """By a trigger of dpkg, for the version that is there now."""
+    assert [line for line in node.text("dpkg-triggered").splitlines() if "are in place, for OpenNebula" in line] == [
+        "44 files are in place, for OpenNebula 6.8.3",
+        "44 files are in place, for OpenNebula 6.10.5",
+    ]
+
+
 def test_nothing_is_left(node: Node) -> None:
     before, after = (node.text(name).splitlines() for name in ("before", "after"))
     assert after == before
