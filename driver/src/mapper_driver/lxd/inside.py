@@ -55,7 +55,10 @@ def check_disk(pid: int, path: str, directory: str, subject: str) -> None:
     if any(_same(entry, wanted) for entry in found):
         return
     what = f"{found[0].source} is" if found else "nothing is"
-    raise TreeNotPlaced(f"{what} at {path} in the container instead of {wanted.source}", subject=subject)
+    hint = (
+        "" if found else "if the daemon was replaced while the container ran, reboot the virtual machine first"
+    )  # L-03
+    raise TreeNotPlaced(f"{what} at {path} in the container instead of {wanted.source}", subject=subject, hint=hint)
 
 
 def has_disk(pid: int, path: str, directory: str) -> bool:

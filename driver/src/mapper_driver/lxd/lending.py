@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 
+from mapper_core.errors import NotMapped
 from mapper_core.linux import mountinfo, mounts, namespaces
 from mapper_core.linux.mounts import Propagation
 from mapper_driver.errors import TreeNotPlaced
@@ -55,6 +56,24 @@ def withdraw(directory: str, daemon_pid: int) -> bool:
         return False
     peel(directory, daemon_pid)
     return True
+
+
+def withdraw_from_monitor(directory: str, monitor_pid: int, daemon_pid: int) -> None:
+    """Take a tree back from the mount namespace that a running container's monitor has kept, when its daemon was replaced by one
+    with another (L-03): no daemon comes there any more, and what is mounted there keeps the disk in use.
+
+    :param directory: of the tree, which no process of the container uses any more.
+    :param monitor_pid: LXC's monitor of the container.
+    :raises DeviceBusy: naming those who use it.
+    """
+    here, daemon, kept = map(namespaces.mount_namespace_id, (os.getpid(), daemon_pid, monitor_pid))
+    wanted = {(entry.device, entry.root) for entry in mountinfo.at(directory)[-1:]}
+    if kept in (here, daemon):
+        return
+    for entry in reversed(mountinfo.entries(monitor_pid)):
+        if (entry.device, entry.root) in wanted:
+            with contextlib.suppress(NotMapped):
+                namespaces.unmount_in(monitor_pid, entry.target)
 
 
 def _is_ours(daemon_pid: int) -> bool:
