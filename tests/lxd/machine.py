@@ -77,6 +77,26 @@ class Machine:
     def deploy(self, **environment: str) -> subprocess.CompletedProcess[str]:
         return self.one.deploy(self.id, self.xml, **environment)
 
+    def set_up(self) -> None:
+        """``deploy``, where that is not what is tested."""
+        directory = self.one.directory
+        ok(
+            self.one.here(
+                "deploy",
+                f"{directory}//datastores/0/{self.id}/deployment.0",
+                "node",
+                str(self.id),
+                "node",
+                xml=self.xml,
+            )
+        )
+
+    def tear_down(self) -> None:
+        """``cancel``, after which nothing of it may be left."""
+        data = f"<VMM_DRIVER_ACTION_DATA>{self.xml}</VMM_DRIVER_ACTION_DATA>"
+        ok(self.one.here("cancel", self.name, "node", str(self.id), "node", xml=data))
+        self.nothing_left()
+
     def power(self, action: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """``shutdown``, ``cancel``, ``reboot``, ``reset``, ``poll``."""
         return self.call(action, self.name, "node", **environment)

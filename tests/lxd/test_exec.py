@@ -24,9 +24,9 @@ pytestmark = [pytest.mark.lxd, pytest.mark.timeout(240)]
 @pytest.fixture
 def machine(lab: Lab, client: LxdClient, images: ModuleType, tmp_path: Path) -> Iterator[Machine]:
     found = Machine.build(One(tmp_path, lab.socket, version="7.2.0"), client, images, 81)
-    ok(found.deploy())
+    found.set_up()
     yield found
-    ok(found.power("cancel"))
+    found.tear_down()
 
 
 def _exec(machine: Machine, command: str, stdin: str = "") -> int:

@@ -36,13 +36,11 @@ VM = 60
 def plug(lab: Lab, client: LxdClient, images: ModuleType, tmp_path: Path) -> Iterator[Plug]:
     """A machine that runs; at the end of the test nothing of it may be left, whatever was attached."""
     machine = Machine.build(One(tmp_path, lab.socket), client, images, VM)
-    ok(machine.deploy())
+    machine.set_up()
     try:
         yield Plug(machine)
     finally:
-        done = machine.power("cancel")
-    ok(done)
-    machine.nothing_left()
+        machine.tear_down()
 
 
 def test_every_kind_of_disk(plug: Plug, images: ModuleType) -> None:

@@ -30,13 +30,11 @@ TARGET = f"one-{VM}-2"
 @pytest.fixture
 def plug(lab: Lab, client: LxdClient, images: ModuleType, tmp_path: Path) -> Iterator[Plug]:
     machine = Machine.build(One(tmp_path, lab.socket), client, images, VM)
-    ok(machine.deploy())
+    machine.set_up()
     try:
         yield Plug(machine)
     finally:
-        done = machine.power("cancel")
-    ok(done)
-    machine.nothing_left()
+        machine.tear_down()
     assert not Path(f"/sys/class/net/{TARGET}").exists()
 
 

@@ -26,9 +26,9 @@ pytestmark = [pytest.mark.lxd, pytest.mark.timeout(240)]
 @pytest.fixture
 def machine(lab: Lab, client: LxdClient, images: ModuleType, tmp_path: Path) -> Iterator[Machine]:
     found = Machine.build(One(tmp_path, lab.socket), client, images, 71)
-    ok(found.deploy())
+    found.set_up()
     yield found
-    ok(found.power("cancel"))
+    found.tear_down()
 
 
 def _poll(machine: Machine) -> dict[str, str]:

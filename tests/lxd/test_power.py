@@ -23,9 +23,9 @@ pytestmark = [pytest.mark.lxd, pytest.mark.timeout(240)]
 def machine(lab: Lab, client: LxdClient, images: ModuleType, tmp_path: Path) -> Iterator[Machine]:
     """A machine that runs."""
     found = Machine.build(One(tmp_path, lab.socket), client, images, 31)
-    ok(found.deploy())
+    found.set_up()
     yield found
-    ok(found.power("cancel"))
+    found.tear_down()
 
 
 def test_one_call_restarts_with_every_disk(machine: Machine) -> None:

@@ -33,10 +33,9 @@ VM = 93
 @pytest.fixture
 def machine(lab: Lab, client: LxdClient, images: ModuleType, tmp_path: Path) -> Iterator[Machine]:
     found = Machine.build(One(tmp_path, lab.socket), client, images, VM)
-    ok(found.deploy())
+    found.set_up()
     yield found
-    ok(found.power("cancel"))
-    found.nothing_left()
+    found.tear_down()
 
 
 def _wait(reached: Callable[[], bool]) -> None:

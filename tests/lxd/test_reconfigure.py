@@ -26,13 +26,11 @@ SERVICE = '#!/bin/sh\n(echo "$@"; grep VALUE /context/context.sh) >> /told\n'
 @pytest.fixture
 def plug(lab: Lab, client: LxdClient, images: ModuleType, tmp_path: Path) -> Iterator[Plug]:
     machine = Machine.build(One(tmp_path, lab.socket), client, images, VM)
-    ok(machine.deploy())
+    machine.set_up()
     try:
         yield Plug(machine)
     finally:
-        done = machine.power("cancel")
-    ok(done)
-    machine.nothing_left()
+        machine.tear_down()
 
 
 def reconfigure(plug: Plug, path: str | None = None, **environment: str) -> Done:

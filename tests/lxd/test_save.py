@@ -28,9 +28,9 @@ def machine(lab: Lab, client: LxdClient, images: ModuleType, tmp_path: Path) -> 
     """A machine that runs, on a node that allows what :func:`allow` says."""
     found = Machine.build(One(tmp_path, lab.socket), client, images, 51)
     allow(found.one)
-    ok(found.deploy())
+    found.set_up()
     yield found
-    ok(found.power("cancel"))
+    found.tear_down()
 
 
 def allow(one: One, **save: str) -> None:

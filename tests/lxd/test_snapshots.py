@@ -116,14 +116,12 @@ def kept(lab: Lab, client: LxdClient, images: ModuleType, tmp_path: Path) -> Ite
         + disk_xml(4, TYPE="CDROM", DISK_TYPE="CDROM", READONLY="YES")
     )
     found = Kept(Machine(one, client, VM, one.vm_xml(VM, each, deployed=True, template=CONTEXT)))
-    ok(found.machine.deploy())
+    found.machine.set_up()
     found.write("first")
     try:
         yield found
     finally:
-        done = found.machine.power("cancel")
-    ok(done)
-    found.machine.nothing_left()
+        found.machine.tear_down()
     for number in range(3):
         disks.run("qemu-img", "check", "-q", "-f", "qcow2", str(found.path(number)))
 
