@@ -197,7 +197,7 @@ def memory(bench: Bench) -> Iterator[Result]:
     device = run(BIN / "mapper-cli", "map", image, "--format", "qcow2")
     try:
         run("dd", f"if={device}", "of=/dev/null", "bs=1M", "count=32")
-        servers = [pid for pid in _processes() if pid not in before and str(image) in _processes()[pid]]
+        servers = [pid for pid, line in _processes().items() if pid not in before and str(image) in line]
         rollups = [dict(_rollup(pid)) for pid in servers]
     finally:
         run(BIN / "mapper-cli", "unmap", image)
