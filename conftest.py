@@ -54,9 +54,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--crash-lives",
-        default="4",
+        default="2",
         metavar="N",
-        help="lives of a machine in which the driver is killed (default 4); all",
+        help="lives of a machine in which the driver is killed (default 2); all",
     )
     group.addoption("--crash-all", action="store_true", help="at each point try every way to die and to recover")
 

@@ -525,7 +525,7 @@ def _as_mapped(record: Record) -> MappedDisk:
 
 def _refuse_foreign_device(target: str) -> None:
     """A device that somebody else mapped is not ours to take away; a path that is no device is simply not mapped."""
-    if target.startswith("/dev/") and nodes.has_medium(target):
+    if target.startswith("/dev/") and not os.path.isfile(target) and nodes.has_medium(target):
         raise NotMapped(
             "this device was not mapped by Mapper", subject=target, hint="release it with the tool that made it"
         )

@@ -66,8 +66,19 @@ SCENES: dict[str, Callable[[Mapper, Path], Scene]] = {
 }
 
 
-#: These start a daemon each time, and others do the same: only each so many-th moment, unless all are asked for.
-STRIDES = {"map vmdk": 5, "unmap vmdk": 3, "mount qcow2": 6, "umount qcow2": 3, "grow gpt": 3, "grow dos, mapped": 3}
+#: These take long, and others go through the same points: only each so many-th moment, unless all are asked for.
+STRIDES = {
+    "map qcow2": 2,
+    "map vmdk": 5,
+    "unmap vmdk": 3,
+    "mount qcow2": 6,
+    "umount qcow2": 3,
+    "mount raw, idmapped": 2,
+    "mount files": 2,
+    "grow gpt": 4,
+    "grow gpt, mapped": 2,
+    "grow dos, mapped": 3,
+}
 
 
 @pytest.mark.parametrize("name", SCENES)

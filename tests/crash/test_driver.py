@@ -85,8 +85,13 @@ class Life:
         snapshot = f"mapper-{self.vm}-0"
         return (
             Step("deploy", lambda **e: self.machine.deploy(**e), self.runs, self.is_off),
-            Step("attach_disk", lambda **e: self.plug.attach(3, self.added, **e), self.has_disk, self.lacks_disk),
-            Step("detach_disk", lambda **e: self.plug.detach(3, self.added, **e), self.lacks_disk, self.has_disk),
+            Step(
+                "attach_disk",
+                lambda **e: self.plug.attach(3, self.added, **e),
+                self.has_disk,
+                lambda: not self.has_disk(),
+            ),
+            Step("detach_disk", lambda **e: self.plug.detach(3, self.added, **e), self.lacks_disk, self.keeps_disk),
             Step("resize_disk", self.resize, lambda: self.has_size(GROWN), lambda: self.has_size(SIZE)),
             Step("snapshot_create", self.snapshot, lambda: self.names() == [[snapshot]] * 2, self.has_no_snapshot),
             Step(
@@ -165,6 +170,10 @@ class Life:
 
     def lacks_disk(self) -> bool:
         return "/media/3" not in self.machine.seen() and Mapper.open().find(str(self.plug.path(3))) is None
+
+    def keeps_disk(self) -> bool:
+        """It is attached, or at least still held for the container, which may not see it any more."""
+        return Mapper.open().find(str(self.plug.path(3))) is not None
 
     def has_size(self, size: int) -> bool:
         found = Mapper.open().find(str(self.plug.path(1)))
