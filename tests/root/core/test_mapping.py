@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -50,6 +51,12 @@ def _read(device: str, offset: int, length: int) -> bytes:
         return os.pread(fd, length, offset)
     finally:
         os.close(fd)
+
+
+def test_an_image_below_dev_that_is_not_mapped(mapper: Mapper) -> None:
+    """/dev/shm has files, too; unmapping one is the success that it is everywhere."""
+    with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
+        mapper.unmap(file.name, user="t")
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
