@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 
 import pytest
@@ -28,6 +29,12 @@ def test_every_failure_has_a_test_or_a_reason_why_not() -> None:
         assert tests.startswith("`") or len(tests) > len(NOTHING) + 15, f"{identifier}: say why there is no test"
 
 
+@functools.cache
+def functions(path: str) -> frozenset[str]:
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    return frozenset(node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+
+
 def test_every_test_exists() -> None:
     """Those that are named; a citation that came later is not on the page before it is made anew."""
     missing = []
@@ -36,13 +43,10 @@ def test_every_test_exists() -> None:
             continue
         for piece in tests.split("; "):
             path, *names = re.findall(r"`([^`]+)`", piece)
-            file = ROOT / path
-            if not file.is_file():
+            if not (ROOT / path).is_file():
                 missing.append(f"{identifier}: {path}")
                 continue
-            tree = ast.parse(file.read_text(encoding="utf-8"))
-            there = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
-            missing += [f"{identifier}: {path}: {name}" for name in names if name not in there]
+            missing += [f"{identifier}: {path}: {name}" for name in names if name not in functions(path)]
     assert not missing, "run: python -m tests.failures"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -44,11 +45,16 @@ NEVER = frozenset(
 )
 
 
+@functools.cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
 def test_every_module_that_starts_programs_is_listed() -> None:
     starting = {
         str(path.relative_to(ROOT))
         for path in SOURCES
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in nodes(path)
         if isinstance(node, ast.ImportFrom)
         and (node.module, *(name.name for name in node.names if name.name in ("run", "process")))
         in (("mapper_core.process", "run"), ("mapper_core", "process"))
@@ -65,7 +71,7 @@ def test_programs_that_are_never_started() -> None:
         f"{path.relative_to(ROOT)}:{node.lineno}: {first.value}"
         for path in SOURCES
         if not path.match("cli/arguments.py")  # whose choices of shells are for completion
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in nodes(path)
         if isinstance(node, (ast.Tuple, ast.List)) and node.elts
         and isinstance(first := node.elts[0], ast.Constant) and first.value in NEVER
     ]  # fmt: skip
@@ -77,7 +83,7 @@ def test_nothing_walks_a_tree_to_change_owners() -> None:
     found = {
         str(path.relative_to(ROOT))
         for path in SOURCES
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in nodes(path)
         if isinstance(node, ast.Attribute) and node.attr in ("chown", "lchown", "fchown")
     }
     walking = {str(path.relative_to(ROOT)) for path in SOURCES if "os.walk(" in path.read_text(encoding="utf-8")}
