@@ -31,7 +31,7 @@ from mapper_core.runtime import Runtime
 ROOT = Path(__file__).parents[2]
 #: What each daemon calls itself; its command in labs/ has the same name.
 PRODUCTS = ("lxd", "incus")
-#: For tests of what is decided before a daemon is asked, or is all the same to it.
+#: For tests of what is decided before a daemon is asked, or in which it makes no difference which it is.
 lxd_is_enough = pytest.mark.parametrize("product", ["lxd"], indirect=True, scope="session")
 
 

@@ -243,6 +243,7 @@ def test_privileged_nested_profile_raw_and_nic(world: World, lab: Lab) -> None:
     world.nothing_left()
 
 
+@lxd_is_enough
 def test_the_same_call_twice(world: World) -> None:
     """A deployed machine is left alone, an ended one stays ended (U-09)."""
     xml = world.machine(7)
@@ -365,6 +366,7 @@ def test_the_daemon_is_down(world: World) -> None:
     world.nothing_left()
 
 
+@lxd_is_enough
 def test_reconcile_leaves_a_stopped_container_whose_daemon_is_away(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -391,6 +393,7 @@ def test_a_stranger_of_that_name_that_runs_is_not_touched(world: World) -> None:
     world.nothing_left()
 
 
+@lxd_is_enough
 def test_two_calls_for_one_machine_at_once(world: World) -> None:
     """Y-05: one works, the other is told so."""
     xml = world.machine(13)

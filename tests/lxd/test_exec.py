@@ -14,7 +14,7 @@ from mapper_driver.actions import exec as execution
 from mapper_driver.lxd.client import LxdClient
 from mapper_driver.lxd.model import ExecResult
 
-from .conftest import Lab
+from .conftest import Lab, lxd_is_enough
 from .machine import Machine, ok
 from .one import One
 
@@ -65,6 +65,7 @@ def test_commands(machine: Machine) -> None:
     assert _result(machine).status == 127, "what is refused changes nothing"
 
 
+@lxd_is_enough
 def test_cancel_ends_the_whole_command(machine: Machine) -> None:
     ok(machine.call("exec_cancel"))  # there is none
     assert _exec(machine, "sh -c 'echo begun; sleep 1234 & sleep 1234'") == 0

@@ -30,7 +30,7 @@ from mapper_core.runtime import ENVIRONMENT
 from mapper_core.tree import mounted
 from mapper_core.tree.record import TreeRecord
 
-from .conftest import ROOT, Lab, command, run
+from .conftest import ROOT, Lab, command, lxd_is_enough, run
 from .machine import Machine, ok
 from .one import One, disk_xml
 from .plug import Plug
@@ -203,6 +203,7 @@ def test_what_is_switched_off_can_be_terminated_restarted_and_deployed(host: Hos
     machine.nothing_left()
 
 
+@lxd_is_enough
 def test_an_image_that_is_gone_is_said_and_stops_no_other(host: Host) -> None:
     lost, back = host.machine(45, "boot.autostart=true"), host.small_machine(46, "boot.autostart=true")
     for machine in (lost, back):

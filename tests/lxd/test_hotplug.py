@@ -104,6 +104,7 @@ def test_disk_1_beside_disk_10(plug: Plug) -> None:
     assert machine.inside("cat", "/media/20/number") == "a third", done.stderr
 
 
+@lxd_is_enough
 def test_the_same_call_twice_and_two_at_once(plug: Plug) -> None:
     """U-09, Y-05."""
     machine, disk = plug.machine, plug.make(2)
@@ -299,6 +300,7 @@ def test_a_container_that_does_not_run(plug: Plug) -> None:
     assert "/media/2" not in machine.seen()
 
 
+@lxd_is_enough
 def test_a_container_that_is_gone(plug: Plug) -> None:
     machine = plug.machine
     ok(plug.attach(2, plug.make(2)))
@@ -309,6 +311,7 @@ def test_a_container_that_is_gone(plug: Plug) -> None:
     machine.nothing_left()
 
 
+@lxd_is_enough
 def test_killed_at_any_moment(plug: Plug, tmp_path: Path) -> None:
     """kill -9 of attach and detach: the same call again finishes it, and reconcile takes nothing away that is in use."""
     machine, disk = plug.machine, plug.make(2)

@@ -12,7 +12,7 @@ from mapper_driver.lxd.client import LxdClient
 from mapper_driver.lxd.model import Status
 from mapper_driver.restarting import RESTART_KEY
 
-from .conftest import Lab
+from .conftest import Lab, lxd_is_enough
 from .machine import Machine, ok
 from .one import One
 
@@ -65,6 +65,7 @@ def test_two_calls_restart_with_every_disk(machine: Machine) -> None:
     assert machine.all_disks() == before
 
 
+@lxd_is_enough
 def test_a_second_call_that_never_came_is_forgotten(machine: Machine) -> None:
     """The network failed in between; the next restart begins anew and the machine does not end switched off."""
     ok(machine.power("reboot", MAPPER_ONE_VERSION="5.12.13"))
@@ -75,6 +76,7 @@ def test_a_second_call_that_never_came_is_forgotten(machine: Machine) -> None:
     assert machine.status() is Status.RUNNING
 
 
+@lxd_is_enough
 def test_a_container_that_is_gone(machine: Machine) -> None:
     ok(machine.power("cancel"))
     for action in ("reboot", "reset"):
@@ -86,6 +88,7 @@ def test_a_container_that_is_gone(machine: Machine) -> None:
     assert machine.all_disks()
 
 
+@lxd_is_enough
 def test_two_restarts_at_once(machine: Machine) -> None:
     """Y-05: one works, the other is told so, and the container runs."""
     before = machine.all_disks()
@@ -95,6 +98,7 @@ def test_two_restarts_at_once(machine: Machine) -> None:
     assert machine.all_disks() == before
 
 
+@lxd_is_enough
 def test_live_migration_is_refused_at_once_and_the_machine_runs_on(machine: Machine) -> None:
     pid = machine.client.state(machine.name).pid
     for action in ("migrate", "migrate_local"):

@@ -75,6 +75,7 @@ def test_suspend_by_freezing_keeps_memory_and_disks(machine: Machine) -> None:
     assert not machine.checkpoint.exists()
 
 
+@lxd_is_enough
 def test_a_frozen_container_that_was_lost_starts_anew_and_that_is_said(machine: Machine) -> None:
     """The host was booted, or somebody stopped it: the memory is gone, what was on the disks is not."""
     allow(machine.one, suspend="freeze")
@@ -113,6 +114,7 @@ def test_shutting_down_instead_of_saving_frees_every_disk(machine: Machine) -> N
     assert machine.boots() == "boot" + " shutdown boot" * 3, "the guest has shut down by itself"
 
 
+@lxd_is_enough
 def test_a_guest_that_does_not_shut_down_is_not_forced(machine: Machine) -> None:
     """Force would lose what it has not written; it goes on, and nothing says that it was saved."""
     allow(machine.one, stop="shutdown")

@@ -162,6 +162,7 @@ def test_every_disk_comes_back_to_the_moment_of_the_snapshot(kept: Kept) -> None
     assert kept.words() == {"lost"}
 
 
+@lxd_is_enough
 def test_a_machine_that_is_powered_off(kept: Kept) -> None:
     """With KEEP_SNAPSHOTS oned deletes and reverts then too; there is no container, only images."""
     machine = kept.machine
@@ -233,6 +234,7 @@ def test_a_disk_that_has_grown_since_keeps_its_size(kept: Kept) -> None:
     assert room > 150_000
 
 
+@lxd_is_enough
 def test_when_one_disk_cannot_be_reverted_all_stay_and_the_container_runs_again(kept: Kept) -> None:
     ok(kept.snapshot("create", "0"))
     kept.write("second")

@@ -92,6 +92,7 @@ def test_a_disk_of_its_own_is_its_own(wild: Wild, lab: Lab, tmp_path: Path) -> N
     ok(wild.power("cancel"))
 
 
+@lxd_is_enough
 def test_one_that_is_gone(wild: Wild, lab: Lab) -> None:
     wild.client.stop("by-hand")
     gone = wild.xml.replace("by-hand", "gone")
