@@ -20,7 +20,7 @@ import pytest
 
 from .conftest import ROOT, Wheelhouse, run
 
-pytestmark = [pytest.mark.packaging, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.packaging, pytest.mark.timeout(1000)]
 
 VM = 7801
 DISKS = (
