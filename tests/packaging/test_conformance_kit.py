@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.packaging
+# wheels are built and a whole suite is run in one test: longer than others, on a busy host
+pytestmark = [pytest.mark.packaging, pytest.mark.timeout(600)]
 
 #: A plugin without fault, for disks that begin with 512 bytes of header and are otherwise raw. Nothing maps the header away, so
 #: the disk has it too.

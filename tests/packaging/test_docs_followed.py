@@ -11,7 +11,8 @@ import pytest
 from .conftest import ROOT, Wheelhouse, shell
 from .docpage import Reader, blocks
 
-pytestmark = pytest.mark.packaging
+# wheels are built and a whole suite is run in one test: longer than others, on a busy host
+pytestmark = [pytest.mark.packaging, pytest.mark.timeout(600)]
 
 DOCS = ROOT / "docs"
 

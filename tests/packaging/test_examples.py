@@ -13,7 +13,8 @@ import pytest
 
 from .conftest import EXAMPLES, ROOT, Author
 
-pytestmark = pytest.mark.packaging
+# wheels are built and a whole suite is run in one test: longer than others, on a busy host
+pytestmark = [pytest.mark.packaging, pytest.mark.timeout(600)]
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: str(path.name))

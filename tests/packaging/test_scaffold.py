@@ -15,7 +15,8 @@ import pytest
 from .conftest import Author, run
 from .test_unprivileged import AS_NOBODY, NOBODY
 
-pytestmark = pytest.mark.packaging
+# wheels are built and a whole suite is run in one test: longer than others, on a busy host
+pytestmark = [pytest.mark.packaging, pytest.mark.timeout(600)]
 
 
 @pytest.fixture
