@@ -54,9 +54,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--crash-lives",
-        default="2",
+        default="1",
         metavar="N",
-        help="lives of a machine in which the driver is killed (default 2); all",
+        help="lives of a machine in which the driver is killed (default 1); all",
     )
     group.addoption("--crash-all", action="store_true", help="at each point try every way to die and to recover")
 

@@ -73,10 +73,10 @@ STRIDES = {
     "unmap vmdk": 3,
     "mount qcow2": 6,
     "umount qcow2": 3,
-    "mount raw, idmapped": 2,
+    "mount raw, idmapped": 3,
     "mount files": 2,
-    "grow gpt": 4,
-    "grow gpt, mapped": 2,
+    "grow gpt": 6,
+    "grow gpt, mapped": 3,
     "grow dos, mapped": 3,
 }
 

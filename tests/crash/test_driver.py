@@ -324,3 +324,30 @@ def _end(life: Life, wrong: list[str]) -> None:
         life.machine.nothing_left()
     except Exception:
         wrong.append(f"--- after the life\n{traceback.format_exc()}")
+
+
+def test_the_hook_dies_that_hands_the_tree_over(
+    lab: Lab,
+    images: ModuleType,  # noqa: F811
+    tmp_path: Path,
+    runtime_dir: Path,
+    report,
+) -> None:
+    """LXC starts it, and refuses to start the container; the driver undoes all, and the next call works."""
+    life = Life(One(tmp_path, lab.socket), LxdClient.connect([lab.socket]), images, VM - 1)
+    dead, driver = tmp_path / "dead", tmp_path / "driver"
+    dead.write_text("#!/bin/sh\nkill -9 $$\n")
+    code = (
+        f"import sys; sys.executable = {str(dead)!r}; from mapper_driver.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    driver.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{code}" "$@"\n')
+    for path in (dead, driver):
+        path.chmod(0o755)
+    done = life.machine.deploy(MAPPER_DRIVER=str(driver))
+    assert done.returncode != 0 and "cannot" in done.stderr, done.stderr
+    life.machine.nothing_left()
+    assert life.machine.deploy().returncode == 0
+    assert life.runs()
+    assert life.machine.power("cancel").returncode == 0
+    life.machine.nothing_left()
+    report.count("the hook", cases=1, runs=1, refused=1)
