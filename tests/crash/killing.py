@@ -177,9 +177,9 @@ def _reconcile(scene: Scene, allowed: tuple[object, ...]) -> object:
     return found
 
 
-def patiently(act: Callable[[], T]) -> T:
-    """Do something as soon as the programs have ended that a killed process has left."""
-    until = time.monotonic() + PATIENCE
+def patiently(act: Callable[[], T], seconds: float = PATIENCE) -> T:
+    """Do something as soon as others let it be done: the programs that a killed process has left, for example."""
+    until = time.monotonic() + seconds
     while True:
         try:
             return act()

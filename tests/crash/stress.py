@@ -40,6 +40,8 @@ from mapper_core.testing import disks, leaks
 from mapper_core.testing.disks import MIB, Part
 from mapper_core.tree.mounted import TreeRequest, mount_tree, unmount_tree
 
+from .killing import patiently
+
 BLOCK = 4096
 #: More than one raw disk of each kind for each of the others: starting a daemon costs most.
 KINDS = ("raw", "raw gpt", "raw", "qcow2", "raw gpt", "vmdk", "raw", "qcow2 gpt")
@@ -191,7 +193,7 @@ class Worker:
             return
         name = f"s{self.number}"
         capabilities.snapshot_create(self.mapper, marked.disk, name)
-        patiently(lambda: capabilities.snapshot_delete(self.mapper, marked.disk, name))
+        patiently(lambda: capabilities.snapshot_delete(self.mapper, marked.disk, name), RELEASE_SECONDS)
 
     def lie(self, marked: Marked) -> None:
         wrong = "raw" if marked.disk.format != "raw" else "qcow2"
@@ -205,25 +207,14 @@ class Worker:
 
     def release(self) -> None:
         for directory in self.trees.values():
-            patiently(lambda directory=directory: unmount_tree(self.mapper, directory, owner=self.user))
+            patiently(
+                lambda directory=directory: unmount_tree(self.mapper, directory, owner=self.user), RELEASE_SECONDS
+            )
             self.beat()
         for number in self.held:
             source = self.everything[number].disk.source
-            patiently(lambda source=source: self.mapper.unmap(source, user=self.user))
+            patiently(lambda source=source: self.mapper.unmap(source, user=self.user), RELEASE_SECONDS)
             self.beat()
-
-
-def patiently(act: Callable[[], object]) -> None:
-    """Others are at it: once more, a little later."""
-    until = time.monotonic() + RELEASE_SECONDS
-    while True:
-        try:
-            act()
-            return
-        except Busy:
-            if time.monotonic() > until:
-                raise
-            time.sleep(random.uniform(0.01, 0.1))
 
 
 @dataclass(frozen=True)
