@@ -1,7 +1,8 @@
 """The journal: what was done to the host, on disk before it is done.
 
 One JSON file for each mapped disk in ``<runtime>/disks``. A file is replaced atomically (write, fsync, rename, fsync
-of the directory; on a tmpfs there is nothing to sync) and removed last. The version is checked: a record of a newer version is an error, never a guess.
+of the directory; on a tmpfs there is nothing to sync) and removed last. The version is checked: a record of a newer
+version is an error, never a guess.
 """
 
 from __future__ import annotations
