@@ -150,11 +150,11 @@ def _die_once(scene: Scene, moment: int, ending: Ending, allowed: tuple[object, 
         if not where:
             assert scene.state() == done
         elif ending.repeat:
-            patiently(scene.act)
+            patiently(lambda: _repeat(scene, done))
         else:
             found = patiently(lambda: _reconcile(scene, allowed))
             if found != done:
-                patiently(scene.act)
+                patiently(lambda: _repeat(scene, done))
         assert scene.state() == done, f"{scene.state()} instead of {done}"
     except Exception as error:
         error.add_note(f"killed {where}")
@@ -165,6 +165,12 @@ def _die_once(scene: Scene, moment: int, ending: Ending, allowed: tuple[object, 
 
 class _NotYet(Exception):
     """What a killed process has forked may hold its locks until it has noticed."""
+
+
+def _repeat(scene: Scene, done: object) -> None:
+    scene.act()
+    if (found := scene.state()) != done:
+        raise _NotYet(f"{found} instead of {done}")
 
 
 def _reconcile(scene: Scene, allowed: tuple[object, ...]) -> object:
