@@ -176,6 +176,8 @@ def create(disk: Disk, size: int) -> None:
             )
         if not pool:
             _zero(name)
+        # or udev would activate it again at the next event of any device of its group
+        tool.lvm("lvchange", "--setautoactivation", "n", str(name), subject=str(name))
         tool.lvm("lvchange", "--activate", "n", str(name), subject=str(name))
         undo.pop_all()
 
@@ -229,6 +231,8 @@ def snapshot_create(disk: Disk, name: str) -> None:
     volume = _usable(origin)
     room = () if volume.pool else ("--extents", "100%ORIGIN")
     tool.lvm("lvcreate", "--yes", "--snapshot", *room, "--name", snapshot.volume, str(origin), subject=str(origin))
+    if not volume.active:  # outside of thin pools both are active by now
+        tool.lvm("lvchange", "--activate", "n", str(origin), subject=str(origin))
 
 
 def snapshot_revert(disk: Disk, name: str) -> None:
