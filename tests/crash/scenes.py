@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mapper_core import capabilities, grow
-from mapper_core.errors import AlreadyExists, MapperError, SnapshotMissing
+from mapper_core.errors import AlreadyExists, Busy, MapperError, SnapshotMissing
 from mapper_core.linux import mountinfo
 from mapper_core.mapping import Mapper
 from mapper_core.model import Disk, IdMap, MapOptions
@@ -404,8 +404,8 @@ class Reconcile(Base):
         self.mapper.map(self.image.disk, OPTIONS, user=f"pid:{_dead_process()}")
 
     def act(self) -> None:
-        report = reconcile(self.mapper)
-        assert report.problems == (), report.problems
+        if problems := reconcile(self.mapper).problems:
+            raise Busy(str(problems))
 
     def take_back(self) -> None:
         self.image.check()
