@@ -9,6 +9,7 @@ commands, with events in between.
 
 from __future__ import annotations
 
+import collections
 import json
 import socket
 import time
@@ -37,7 +38,8 @@ class Monitor:
         self._subject = subject
         self._deadline = 0.0
         self._received = 0
-        self._buffer = b""
+        self._lines: collections.deque[bytes] = collections.deque()
+        self._rest = b""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
 
     def __enter__(self) -> Monitor:
@@ -98,7 +100,7 @@ class Monitor:
                 raise self._refused("sends an answer that is none")
 
     def _receive(self) -> dict[str, Any]:
-        while b"\n" not in self._buffer:
+        while not self._lines:
             try:
                 self._wait_at_most()
                 piece = self._socket.recv(1 << 16)
@@ -111,10 +113,10 @@ class Monitor:
             self._received += len(piece)
             if self._received > RECEIVE_LIMIT:
                 raise self._refused(f"sends more than {RECEIVE_LIMIT >> 20} MiB")
-            self._buffer += piece
-        line, _, self._buffer = self._buffer.partition(b"\n")
+            *lines, self._rest = (self._rest + piece).split(b"\n")
+            self._lines.extend(lines)
         try:
-            answer = json.loads(line)
+            answer = json.loads(self._lines.popleft())
         except (ValueError, RecursionError) as error:
             raise self._refused("sends no JSON") from error
         if not isinstance(answer, dict):
