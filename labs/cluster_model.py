@@ -50,8 +50,8 @@ mon_warn_on_pool_no_redundancy = false
 # percent of the disk that must be free: it is that of the machine, and says nothing about this cluster
 mon_data_avail_warn = 2
 mon_data_avail_crit = 1
-# Seconds for which reads are allowed without a word of the other OSDs are this times osd_heartbeat_grace, 20. There are no others to renew it: an OSD
-# that was paused for longer answers no read any more (Ceph 16: "waiting for readable", for ever); 0.8 by default
+# reads are allowed for this times osd_heartbeat_grace (20 seconds) after the last word of other OSDs. There are none: one
+# that was paused for longer may answer no read any more (Ceph 16: "waiting for readable", for ever); 0.8 by default
 osd_pool_default_read_lease_ratio = 500
 # seconds for which changes are collected; 1 by default
 paxos_propose_interval = 0.05
