@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from mapper_driver.instance import STATUS_KEY
 from mapper_driver.lxd.client import LxdClient
 from mapper_driver.lxd.model import Status
 from mapper_driver.restarting import RESTART_KEY
@@ -107,3 +108,16 @@ def test_live_migration_is_refused_at_once_and_the_machine_runs_on(machine: Mach
         assert "one-31" in done.stderr and "onevm poweroff" in done.stderr
     assert machine.client.state(machine.name).pid == pid
     assert machine.all_disks()
+
+
+@lxd_is_enough
+def test_a_deployment_that_nobody_finished_is_done_again(machine: Machine) -> None:
+    """The daemon went away after it had started the container, so that the failed call could not undo that."""
+    refused = machine.deploy()
+    assert refused.returncode != 0 and "exists and is running" in refused.stderr
+    machine.client.set_config(machine.name, {STATUS_KEY: "0"})
+    pid = machine.client.state(machine.name).pid
+    ok(machine.deploy())
+    assert machine.client.state(machine.name).pid != pid
+    assert machine.all_disks()
+    assert STATUS_KEY not in machine.client.instance(machine.name).config

@@ -202,9 +202,9 @@ def test_a_lock_whose_file_was_removed_before_we_got_it(tmp_path: Path) -> None:
     try:
         path.unlink()
         path.touch()
-        assert not locks._take(old, str(path))
+        assert not locks._take(old, str(path), 0.0)
         path.unlink()
-        assert not locks._take(old, str(path))
+        assert not locks._take(old, str(path), 0.0)
     finally:
         os.close(old)
 

@@ -81,13 +81,20 @@ def _directories(vm: VirtualMachine, node: Node) -> dict[int, str]:
 
 
 def _remove_leftovers(container: str, node: Node) -> None:
-    """Make room: a stopped container of that name is what a failed action left, its disks hold all that matters."""
+    """Make room: a stopped container of that name is what a failed action left, its disks hold all that matters. So is one
+    that runs and is marked as not yet deployed: the daemon was away when its start should have been undone.
+    """
     with contextlib.suppress(InstanceNotFound):
-        status = node.client.instance(container).status
-        if status is not Status.STOPPED:
-            raise InstanceRunning(
-                f"the container exists and is {status.name.lower()}", subject=container, hint="shut it down first"
-            )
+        found = node.client.instance(container)
+        if found.status is not Status.STOPPED:
+            if found.config.get(STATUS_KEY) != "0":
+                raise InstanceRunning(
+                    f"the container exists and is {found.status.name.lower()}",
+                    subject=container,
+                    hint="shut it down first",
+                )
+            node.log.info("it runs, but the call that started it did not finish, and could not undo it; stopping it")
+            node.client.stop(container)
         node.log.info(f"removing the stopped container {container} and what is left of its disks")
     node.remove(container)
 
