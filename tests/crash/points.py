@@ -73,8 +73,8 @@ class Armed:
 
         for name in CHANGES:
             setattr(os, name, self.wrapped(getattr(os, name), name))
-        os.open = self.wrapped(os.open, "open", lambda _path, flags, *_: bool(flags & _WRITING))  # type: ignore[assignment]
-        fcntl.ioctl = self.wrapped(fcntl.ioctl, "ioctl")  # type: ignore[assignment]
+        os.open = self.wrapped(os.open, "open", lambda _path, flags, *_: bool(flags & _WRITING))
+        fcntl.ioctl = self.wrapped(fcntl.ioctl, "ioctl")
         for name in ("connect", "send", "sendall"):
             setattr(socket.socket, name, self.wrapped(getattr(socket.socket, name), name))
         for function in (syscalls.call, syscalls.syscall):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import faulthandler
+import functools
 import json
 import mmap
 import multiprocessing
@@ -26,8 +27,9 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from mapper_core import capabilities
@@ -207,13 +209,11 @@ class Worker:
 
     def release(self) -> None:
         for directory in self.trees.values():
-            patiently(
-                lambda directory=directory: unmount_tree(self.mapper, directory, owner=self.user), RELEASE_SECONDS
-            )
+            patiently(functools.partial(unmount_tree, self.mapper, directory, owner=self.user), RELEASE_SECONDS)
             self.beat()
         for number in self.held:
             source = self.everything[number].disk.source
-            patiently(lambda source=source: self.mapper.unmap(source, user=self.user), RELEASE_SECONDS)
+            patiently(functools.partial(self.mapper.unmap, source, user=self.user), RELEASE_SECONDS)
             self.beat()
 
 
@@ -287,7 +287,7 @@ def _live(
     report.write_text(json.dumps({"done": worker.done, "refused": worker.refused}))
 
 
-def _watch(children: list[multiprocessing.Process], beats: memoryview) -> None:
+def _watch(children: Sequence[BaseProcess], beats: memoryview) -> None:
     """Wait for the end of all; one that hangs says where."""
     last = [(0, time.monotonic())] * len(children)
     while any(child.is_alive() for child in children):
@@ -295,6 +295,7 @@ def _watch(children: list[multiprocessing.Process], beats: memoryview) -> None:
             if beats[number] != last[number][0] or not child.is_alive():
                 last[number] = (beats[number], time.monotonic())
             elif time.monotonic() - last[number][1] > STUCK_SECONDS:
+                assert child.pid is not None
                 os.kill(child.pid, signal.SIGUSR1)
                 time.sleep(1)
                 raise AssertionError(f"worker {number} hangs after {beats[number]} operations")

@@ -7,9 +7,10 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -26,6 +27,9 @@ from mapper_core.tree.mounted import TreeRequest, mount_tree, unmount_tree
 
 from . import scenes
 from .scenes import OPTIONS, Image
+
+if TYPE_CHECKING:
+    from tests.security.conftest import Report
 
 pytestmark = pytest.mark.crash
 
@@ -60,7 +64,7 @@ def _nothing_happened(mapper: Mapper, image: Image, digest: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["raw", "qcow2"])
-def test_a_full_filesystem_of_records(small: Mapper, tmp_path: Path, kind: str, report) -> None:
+def test_a_full_filesystem_of_records(small: Mapper, tmp_path: Path, kind: str, report: Report) -> None:
     """However many pages are left: it is done, or refused and undone; and what is mapped can always be released."""
     image = scenes.table(tmp_path, kind)
     image.fresh()
@@ -139,7 +143,7 @@ def test_a_datastore_without_room(mapper: Mapper, tmp_path: Path) -> None:
 
 # --- damaged records ----------------------------------------------------------------------------------------
 
-DAMAGE = {
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda data: b"",
     "half": lambda data: data[: len(data) // 2],
     "garbage": lambda data: os.urandom(300),
@@ -309,7 +313,7 @@ def test_a_guest_with_the_identity_of_a_host_disk(mapper: Mapper, tmp_path: Path
 # --- many at once -------------------------------------------------------------------------------------------
 
 
-def test_many_processes_on_a_few_disks(tmp_path: Path, runtime_dir: Path, report) -> None:
+def test_many_processes_on_a_few_disks(tmp_path: Path, runtime_dir: Path, report: Report) -> None:
     """In full size: python -m tests.crash.stress."""
     from . import stress
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
 from mapper_driver.errors import InstanceNotFound
@@ -31,6 +32,9 @@ from tests.lxd.one import One, disk_xml
 from tests.lxd.plug import Done, Plug
 
 from .killing import ENDINGS, Ending, patiently
+
+if TYPE_CHECKING:
+    from tests.security.conftest import Report
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(7200)]
 
@@ -280,7 +284,7 @@ def test_lives_with_sudden_ends(
     tmp_path: Path,
     runtime_dir: Path,
     request: pytest.FixtureRequest,
-    report,
+    report: Report,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("LXD_SOCKET", lab.socket)  # for reconcile, which asks the daemon about its containers
@@ -331,7 +335,7 @@ def test_the_hook_dies_that_hands_the_tree_over(
     images: ModuleType,  # noqa: F811
     tmp_path: Path,
     runtime_dir: Path,
-    report,
+    report: Report,
 ) -> None:
     """LXC starts it, and refuses to start the container; the driver undoes all, and the next call works."""
     life = Life(One(tmp_path, lab.socket), LxdClient.connect([lab.socket]), images, VM - 1)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from mapper_core.testing.report import ENVIRONMENT as REPORT
+
 pytestmark = pytest.mark.packaging
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +35,7 @@ def test_the_unit_tier_as_nobody() -> None:
     base = Path("/tmp") / f"mapper-nobody-{os.getpid()}"
     base.mkdir(0o700)
     os.chown(base, NOBODY, NOBODY)
+    environment = {name: value for name, value in os.environ.items() if name != REPORT}  # a file of root's
     try:
         result = subprocess.run(
             (
@@ -41,7 +44,12 @@ def test_the_unit_tier_as_nobody() -> None:
                 *("-p", "no:cacheprovider", "--basetemp", base / "t"),
             ),
             cwd=ROOT,
-            env={**os.environ, "TMPDIR": str(base), "HOME": str(base), "HYPOTHESIS_STORAGE_DIRECTORY": str(base / "h")},
+            env={
+                **environment,
+                "TMPDIR": str(base),
+                "HOME": str(base),
+                "HYPOTHESIS_STORAGE_DIRECTORY": str(base / "h"),
+            },
             capture_output=True,
             text=True,
             timeout=110,

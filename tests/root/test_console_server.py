@@ -15,6 +15,7 @@ import pytest
 from mapper_driver.console import control, definition
 from mapper_driver.console.definition import Console
 from mapper_driver.errors import ConsoleUnavailable
+from mapper_driver.opennebula.framing import Log
 
 from mapper_core.linux import process_info
 from mapper_core.runtime import Runtime
@@ -22,8 +23,8 @@ from mapper_core.runtime import Runtime
 pytestmark = pytest.mark.root
 
 
-class Messages:
-    """Takes warnings."""
+class Messages(Log):
+    """Keeps warnings."""
 
     def __init__(self) -> None:
         self.found: list[str] = []

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="assignment, attr-defined, operator, arg-type"
 """The corpus: real hostile images, each made of bytes or by the tools of its format, and what must become of it.
 
 A case is built into a directory of its own; its disk is the file ``disk`` there. Outside of that directory lies what no
@@ -445,7 +446,7 @@ SECTORS = 4096
 
 
 def _gpt(*entries: Gpt, **values: int) -> bytearray:
-    return tables.gpt_image(SECTORS * 512, entries, **values)  # type: ignore[arg-type]
+    return tables.gpt_image(SECTORS * 512, entries, **values)
 
 
 def _header(offset: int, layout: str, value: int) -> bytearray:

@@ -80,7 +80,7 @@ def test_a_process_that_is_killed_leaves_nobody_behind_who_holds_its_locks(tmp_p
     if pid == 0:
         try:
             locks.open_lock(path)
-            idmap._write_map = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+            idmap._write_map = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
             idmap.user_namespace(IDS)
         finally:
             os._exit(1)
