@@ -7,10 +7,10 @@ import fcntl
 import hashlib
 import os
 import platform
+import secrets
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -38,15 +38,15 @@ def workplace(directory: str, prefix: str) -> Iterator[str]:
     for path in workplaces(directory, prefix):
         if is_free(path):
             shutil.rmtree(path, ignore_errors=True)
-    place = tempfile.mkdtemp(prefix=prefix, dir=directory)
-    lock = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
-    try:
+    place = f"{directory}/{prefix}{secrets.token_hex(4)}"
+    with contextlib.ExitStack() as undo:
+        undo.callback(shutil.rmtree, place, ignore_errors=True)  # before it is there: ^C may come at any moment
+        os.mkdir(place, 0o700)
+        lock = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+        undo.callback(os.close, lock)
         fcntl.flock(lock, fcntl.LOCK_EX)
         os.set_inheritable(lock, True)
         yield place
-    finally:
-        os.close(lock)
-        shutil.rmtree(place, ignore_errors=True)
 
 
 def workplaces(directory: str, prefix: str) -> list[str]:

@@ -16,7 +16,7 @@ import json
 import os
 
 from mapper_core.errors import NotFound, Refused
-from mapper_core.linux import fuse, loop, mountinfo, mounts
+from mapper_core.linux import block, fuse, loop, mountinfo, mounts
 from mapper_core.linux.syscalls import size_from_server
 from mapper_core.model import Access, Attachment
 from mapper_core.process import find_program
@@ -31,6 +31,10 @@ PROGRAM = "qemu-storage-daemon"
 START_SECONDS = 30
 STOP_SECONDS = 60  # it writes its caches back
 MONITOR_SECONDS = 30  # a snapshot writes all caches back, and copies tables, while filesystems stand still
+
+
+#: How often the size of an export is asked for after it has changed.
+_SIZE_ATTEMPTS = 20
 
 
 class StorageDaemonTransport:
@@ -108,8 +112,13 @@ class StorageDaemonTransport:
         if present < size:
             with self._monitor(scope) as monitor:
                 monitor.execute("block_resize", node_name=ROOT_NODE, size=size)
-            size_from_server(export)  # the kernel would remember the old size for a second (attr_timeout of the export)
-        loop.set_capacity(scope.ledger.device)
+        for _ in range(_SIZE_ATTEMPTS):
+            # The kernel would remember the old size for a second (attr_timeout of the export); and it takes no answer about
+            # the size that it asked for before a write has ended (attr_version, fs/fuse/inode.c).
+            size_from_server(export)
+            loop.set_capacity(scope.ledger.device)
+            if _size(scope.ledger.device) == size:
+                return
 
     def snapshot_create(self, name: str, scope: Scope) -> None:
         """Keep the present state in the image."""
@@ -155,3 +164,12 @@ def _unmount_export(directory: str) -> None:
     export = f"{directory}/disk"
     for entry in mountinfo.at(export):
         mounts.unmount(entry.target)
+
+
+def _size(device: str) -> int:
+    """Of a block device, bytes."""
+    fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return block.size(fd)
+    finally:
+        os.close(fd)

@@ -28,6 +28,10 @@ _BUSY = ("non-reusable operation", "busy running", "operation lock")
 _LATE = "context deadline exceeded"
 
 
+#: How Incus 6.0 answers when the first process of a container ends while it is looked at, and for how long that can go on.
+_ENDING = "Invalid PID"
+_ENDING_SECONDS = 5.0
+
 #: What daemons call operations that run in an instance and do not work on it (lxd/db/operationtype).
 _INSIDE = ("Executing command", "Showing console")
 
@@ -76,8 +80,14 @@ class Connection:
         self.about: dict[str, Any] = client.host_info
 
     def get(self, node: Any, what: str, name: str, **arguments: Any) -> Any:
-        """Make a GET request. See :meth:`send`."""
-        return self.send(node.get, what, name, **arguments)
+        """Make a GET request, again as long as it meets a container in the moment of its end. See :meth:`send`."""
+        until = time.monotonic() + _ENDING_SECONDS
+        while True:
+            try:
+                return self.send(node.get, what, name, **arguments)
+            except LxdFailed as error:
+                if _ENDING not in error.message or time.monotonic() > until:
+                    raise
 
     def send(self, call: Callable[..., Any], what: str, name: str, **arguments: Any) -> Any:
         """Make a request.
