@@ -176,6 +176,12 @@ def read_json(path: str, version: int) -> dict[str, Any] | None:
     return data
 
 
+def json_files(directory: str) -> tuple[str, ...]:
+    """Paths of the files of :func:`write_json` in a directory, which may be missing, by name; none that is half written."""
+    names = sorted(os.listdir(directory)) if os.path.isdir(directory) else ()
+    return tuple(f"{directory}/{name}" for name in names if name.endswith(".json") and not name.startswith("."))
+
+
 def remove_json(path: str) -> None:
     """Remove a file of :func:`write_json`, with what killed writers have left of it; a missing one is fine.
 

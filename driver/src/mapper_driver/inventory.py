@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mapper_core.errors import StateCorrupt
-from mapper_core.journal import read_json, remove_json, write_json
+from mapper_core.journal import json_files, read_json, remove_json, write_json
 from mapper_core.linux import mountinfo
 from mapper_core.mapping import Mapper
 from mapper_core.model import Access, Disk, IdMap, IdRange
@@ -150,9 +150,7 @@ def read(path: str) -> Inventory | None:
 
 def paths(runtime: Runtime) -> tuple[str, ...]:
     """The files of all inventories, by name of the container."""
-    where = directory(runtime, os.environ)
-    names = sorted(os.listdir(where)) if os.path.isdir(where) else ()
-    return tuple(f"{where}/{name}" for name in names if name.endswith(".json") and not name.startswith("."))
+    return json_files(directory(runtime, os.environ))
 
 
 def forget(runtime: Runtime, container: str) -> None:

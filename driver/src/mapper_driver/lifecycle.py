@@ -20,6 +20,7 @@ from mapper_driver.session import connect, identify, open_node
 
 if TYPE_CHECKING:
     from mapper_driver.actions.node import Node
+    from mapper_driver.console.definition import Console
 
 Answer = tuple[str, float]
 
@@ -32,8 +33,9 @@ def deploy(given: Common, document: Document, config: Config, log: Log) -> Answe
     vm = identify(given, document, config)
     begin = _starter(vm, given, document, config)
     with open_node(vm, config, log) as node:
+        console = _console(vm, document, node)
         begin(node)
-        _show_console(vm, document, node)
+        _show(console, node)
         return vm.container, node.client.api_seconds
 
 
@@ -80,8 +82,9 @@ def restore(given: Common, document: Document, config: Config, log: Log) -> Answ
     vm = identify(given, document, config)
     begin = _starter(vm, given, document, config)
     with open_node(vm, config, log) as node:
+        console = _console(vm, document, node)
         act(vm, given, lambda: begin(node), node)
-        _show_console(vm, document, node)
+        _show(console, node)
         return "", node.client.api_seconds
 
 
@@ -126,17 +129,25 @@ def cancel_execution(given: Common, document: Document, config: Config, log: Log
         return "", node.client.api_seconds
 
 
-def _show_console(vm: VmIdentity, document: Document, node: Node) -> None:
-    """Show the console that OpenNebula wants, if any. A machine without one runs all the same."""
-    from mapper_driver.console.control import show
+def _console(vm: VmIdentity, document: Document, node: Node) -> Console | None:
+    """The console that OpenNebula wants, if any.
+
+    :raises UsageError: its description cannot be used. So this comes before anything is started.
+    """
     from mapper_driver.console.definition import console_of
     from mapper_driver.opennebula.parse import graphics_of
 
     environment = dict.fromkeys(("LXD_SOCKET", "INCUS_SOCKET"), node.client.socket)
     client = _CLIENTS[node.client.server.product]
-    wanted = console_of(vm.container, graphics_of(document), node.config.vnc, client, environment)
-    if wanted is not None:
-        show(node.mapper.runtime, wanted, node.log)
+    return console_of(vm.container, graphics_of(document), node.config.vnc, client, environment)
+
+
+def _show(console: Console | None, node: Node) -> None:
+    """Show a console. A machine that cannot have one runs all the same."""
+    if console is not None:
+        from mapper_driver.console.control import show
+
+        show(node.mapper.runtime, console, node.log)
 
 
 def _starter(vm: VmIdentity, given: Common, document: Document, config: Config) -> Callable[[Node], object]:

@@ -14,6 +14,7 @@ from mapper_driver.opennebula.config import Vnc
 from mapper_driver.opennebula.vm import Graphics
 
 from mapper_core.errors import StateCorrupt, UsageError
+from mapper_core.journal import json_files
 
 pytestmark = pytest.mark.unit
 
@@ -57,8 +58,8 @@ def test_files(tmp_path: Path) -> None:
     path = tmp_path / "one-7.json"
     path.write_text(json.dumps({"version": 1, **{name: getattr(CONSOLE, name) for name in CONSOLE.__slots__}}))
     assert definition.read(str(path)) == CONSOLE
-    assert definition.paths(str(tmp_path)) == (str(path),)
-    assert definition.paths(str(tmp_path / "none")) == ()
+    assert json_files(str(tmp_path)) == (str(path),)
+    assert json_files(str(tmp_path / "none")) == ()
     path.write_text('{"version": 1, "container": "one-7"}')
     with pytest.raises(StateCorrupt, match="misses or garbles a field"):
         definition.read(str(path))

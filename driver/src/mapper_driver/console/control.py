@@ -10,6 +10,7 @@ import socket
 import sys
 
 from mapper_core.errors import DeadlineExceeded, MapperError, ToolMissing
+from mapper_core.journal import json_files
 from mapper_core.linux import locks
 from mapper_core.process import find_program
 from mapper_core.runtime import Runtime
@@ -60,7 +61,7 @@ def reload(runtime: Runtime) -> None:
         undo.callback(locks.remove, lock)
         connection = _connect(path)
         if connection is None:
-            if not definition.paths(files):
+            if not json_files(files):
                 return
             connection = _start(files, path)
         with connection:

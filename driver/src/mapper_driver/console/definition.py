@@ -21,7 +21,6 @@ VERSION = 1
 #: VNC authentication (RFC 6143, section 7.2.2) uses no more of a password.
 PASSWORD_BYTES = 8
 
-
 #: OpenNebula's own default.
 ANY = "0.0.0.0"  # noqa: S104
 
@@ -119,9 +118,3 @@ def read(path: str) -> Console | None:
     except (KeyError, TypeError, ValueError) as error:
         hint = "remove it, and let OpenNebula deploy the virtual machine again"
         raise StateCorrupt(f"misses or garbles a field: {error!r}", subject=path, hint=hint) from error
-
-
-def paths(where: str) -> tuple[str, ...]:
-    """The files of all consoles of a directory."""
-    names = sorted(os.listdir(where)) if os.path.isdir(where) else []
-    return tuple(f"{where}/{name}" for name in names if name.endswith(".json") and not name.startswith("."))

@@ -17,6 +17,7 @@ import time
 from dataclasses import dataclass, field
 
 from mapper_core.errors import MapperError
+from mapper_core.journal import json_files
 from mapper_driver.console import definition
 from mapper_driver.console.definition import Console
 
@@ -110,7 +111,7 @@ class Server:
     def reload(self) -> list[str]:
         """Open and close ports as the files say; return what cannot be done."""
         wanted, problems = {}, []
-        for path in definition.paths(self._files):
+        for path in json_files(self._files):
             try:
                 console = definition.read(path)
             except (MapperError, OSError) as error:  # of one machine: the others have their consoles
