@@ -16,7 +16,7 @@ import pytest
 from mapper_driver.lxd.client import LxdClient
 from PIL import Image
 
-from .conftest import Lab
+from .conftest import Lab, lxd_is_enough
 from .machine import Machine, ok
 from .one import One
 
@@ -124,3 +124,14 @@ def test_consoles_of_two_machines(machines: list[Machine], tmp_path: Path) -> No
         socket.create_connection(("127.0.0.1", port_of(second)), 5)
     assert consoles_left() == []
     second.nothing_left()
+
+
+@lxd_is_enough
+def test_an_address_that_is_none_is_refused_before_anything_starts(
+    lab: Lab, client: LxdClient, images: ModuleType, tmp_path: Path
+) -> None:
+    machine = with_console(Machine.build(One(tmp_path, lab.socket), client, images, 36), 5936)
+    spoiled = machine.xml.replace("<LISTEN>127.0.0.1<", "<LISTEN>node.example<", 1)
+    refused = Machine(machine.one, client, machine.id, spoiled).deploy()
+    assert refused.returncode == 2 and "is no address to listen on" in refused.stderr
+    machine.nothing_left()
