@@ -28,6 +28,10 @@ from mapper_core.linux import idmap, mountinfo, mounts
 from mapper_core.model import IdMap
 from mapper_core.runtime import Runtime
 
+from .machine import Machine
+from .one import One
+from .plug import Plug
+
 ROOT = Path(__file__).parents[2]
 #: What each daemon calls itself; its command in labs/ has the same name.
 PRODUCTS = ("lxd", "incus")
@@ -234,3 +238,16 @@ def _stop(client: LxdClient, name: str) -> None:
 def make_container(runtime_dir: Path, staging: Path) -> Iterator[MakeContainer]:
     with ExitStack() as undo:
         yield MakeContainer(Runtime(str(runtime_dir)), staging, undo)
+
+
+@pytest.fixture
+def plug(
+    request: pytest.FixtureRequest, lab: Lab, client: LxdClient, images: ModuleType, tmp_path: Path
+) -> Iterator[Plug]:
+    """A machine that runs, with the number ``VM`` of the module; at the end nothing of it may be left, whatever was attached."""
+    machine = Machine.build(One(tmp_path, lab.socket), client, images, request.module.VM)
+    machine.set_up()
+    try:
+        yield Plug(machine)
+    finally:
+        machine.tear_down()

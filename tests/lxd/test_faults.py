@@ -6,22 +6,19 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 from mapper_driver import main
-from mapper_driver.lxd.client import LxdClient
 from mapper_driver.opennebula.argv import ACTIONS
 from mapper_driver.ownership import lock
 
 from mapper_core.mapping import Mapper
 
 from .conftest import Lab
-from .machine import CONTEXT, Machine
-from .one import SCRIPTS, One
+from .machine import CONTEXT
+from .one import SCRIPTS
 from .plug import Plug
 
 pytestmark = [pytest.mark.lxd, pytest.mark.timeout(240)]
@@ -32,16 +29,6 @@ Call = Callable[..., tuple[int, str, str]]
 #: refused whatever there is.
 GONE = dict.fromkeys(("shutdown", "cancel", "detach_disk", "detach_nic", "poll"), 0)
 GONE |= dict.fromkeys(("migrate", "migrate_local", "save"), 6)
-
-
-@pytest.fixture
-def plug(lab: Lab, client: LxdClient, images: ModuleType, tmp_path: Path) -> Iterator[Plug]:
-    machine = Machine.build(One(tmp_path, lab.socket), client, images, VM)
-    machine.set_up()
-    try:
-        yield Plug(machine)
-    finally:
-        machine.tear_down()
 
 
 @pytest.fixture

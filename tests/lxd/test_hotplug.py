@@ -32,17 +32,6 @@ pytestmark = [pytest.mark.lxd, pytest.mark.timeout(240)]
 VM = 60
 
 
-@pytest.fixture
-def plug(lab: Lab, client: LxdClient, images: ModuleType, tmp_path: Path) -> Iterator[Plug]:
-    """A machine that runs; at the end of the test nothing of it may be left, whatever was attached."""
-    machine = Machine.build(One(tmp_path, lab.socket), client, images, VM)
-    machine.set_up()
-    try:
-        yield Plug(machine)
-    finally:
-        machine.tear_down()
-
-
 def test_every_kind_of_disk(plug: Plug, images: ModuleType) -> None:
     """L-04, L-06, L-01, Y-03: seen inside, owned by root inside, there after a restart, released at the end."""
     machine, path = plug.machine, plug.path

@@ -27,14 +27,9 @@ MAC = "02:00:0a:63:00:0c"
 TARGET = f"one-{VM}-2"
 
 
-@pytest.fixture
-def plug(lab: Lab, client: LxdClient, images: ModuleType, tmp_path: Path) -> Iterator[Plug]:
-    machine = Machine.build(One(tmp_path, lab.socket), client, images, VM)
-    machine.set_up()
-    try:
-        yield Plug(machine)
-    finally:
-        machine.tear_down()
+@pytest.fixture(autouse=True)
+def _no_interface_is_left() -> Iterator[None]:
+    yield
     assert not Path(f"/sys/class/net/{TARGET}").exists()
 
 
