@@ -61,6 +61,10 @@ class NotFound(MapperError):
     exit_code = 3
 
 
+class ProcessGone(NotFound):
+    """Is raised when a process has ended, or there never was one of that id."""
+
+
 class ImageNotFound(NotFound):
     """Is raised when the image file or volume does not exist."""
 

@@ -7,7 +7,7 @@ import os
 import re
 import struct
 
-from mapper_core.errors import KernelError, NotFound
+from mapper_core.errors import KernelError, ProcessGone
 from mapper_core.frozen import dataclass
 from mapper_core.linux.files import read_bytes
 from mapper_core.linux.syscalls import AT_FDCWD, kernel_error, statx_of_name
@@ -89,7 +89,7 @@ def parse(text: bytes) -> tuple[MountEntry, ...]:
 def entries(pid: str | int = "self") -> tuple[MountEntry, ...]:
     """All mounts that a process sees.
 
-    :raises NotFound: when there is no such process.
+    :raises ProcessGone: when there is no such process.
     """
     return parse(_read(pid))
 
@@ -98,10 +98,10 @@ def _read(pid: str | int) -> bytes:
     try:
         return read_bytes(f"/proc/{pid}/mountinfo")
     except (FileNotFoundError, ProcessLookupError) as error:
-        raise NotFound("there is no such process", subject=f"process {pid}") from error
+        raise ProcessGone("there is no such process", subject=f"process {pid}") from error
     except OSError as error:
         if error.errno == errno.EINVAL:  # the process is a zombie and has no namespaces any more
-            raise NotFound("the process has ended", subject=f"process {pid}") from error
+            raise ProcessGone("the process has ended", subject=f"process {pid}") from error
         raise kernel_error(error, "cannot read the mounts", subject=f"process {pid}") from error
 
 

@@ -7,7 +7,7 @@ import errno
 import os
 from collections.abc import Iterator
 
-from mapper_core.errors import DeviceBusy, NotFound, NotMapped
+from mapper_core.errors import DeviceBusy, NotMapped, ProcessGone
 from mapper_core.linux.syscalls import call, kernel_error
 
 _CLONE_FS = 0x200
@@ -18,12 +18,12 @@ _UMOUNT_NOFOLLOW = 8
 def mount_namespace_id(pid: int | str = "self") -> int:
     """Inode number of the mount namespace of a process, the number that ``lsns`` shows.
 
-    :raises NotFound: when there is no such process.
+    :raises ProcessGone: when there is no such process.
     """
     try:
         return os.stat(f"/proc/{pid}/ns/mnt").st_ino
     except (FileNotFoundError, ProcessLookupError) as error:
-        raise NotFound("there is no such process", subject=f"process {pid}") from error
+        raise ProcessGone("there is no such process", subject=f"process {pid}") from error
     except OSError as error:
         raise kernel_error(error, "cannot look at the mount namespace", subject=f"process {pid}") from error
 
@@ -37,7 +37,7 @@ def in_mount_namespace(pid: int) -> Iterator[None]:
     setns). Descriptors opened on either side stay valid on the other. A thread that is started inside of the block
     stays in the other namespace.
 
-    :raises NotFound: when there is no such process.
+    :raises ProcessGone: when there is no such process.
     :raises KernelError: when it is not allowed (CAP_SYS_ADMIN and CAP_SYS_CHROOT are needed), or when there is no way
         back.
     """
@@ -54,7 +54,7 @@ def in_mount_namespace(pid: int) -> Iterator[None]:
             there = opened(f"/proc/{pid}/ns/mnt", flags)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ESRCH):
-                raise NotFound("there is no such process", subject=subject) from error
+                raise ProcessGone("there is no such process", subject=subject) from error
             raise kernel_error(error, "cannot open the mount namespace", subject=subject) from error
         try:
             here = opened("/proc/thread-self/ns/mnt", flags)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 
-from mapper_core.errors import DeadlineExceeded, NotFound
+from mapper_core.errors import DeadlineExceeded, ProcessGone
 from mapper_core.frozen import dataclass
 from mapper_core.linux.syscalls import kernel_error
 
@@ -53,11 +53,11 @@ def info(pid: int) -> ProcessInfo | None:
 def start_time(pid: int) -> int:
     """Start time of a living process.
 
-    :raises NotFound: when it is gone.
+    :raises ProcessGone: when it is gone.
     """
     found = info(pid)
     if found is None or found.gone:
-        raise NotFound("there is no such process", subject=f"process {pid}")
+        raise ProcessGone("there is no such process", subject=f"process {pid}")
     return found.start_time
 
 

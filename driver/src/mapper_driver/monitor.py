@@ -22,6 +22,7 @@ class MachineState(enum.Enum):
 
 _STATES = {
     Status.RUNNING: MachineState.RUNNING,
+    Status.FREEZING: MachineState.SUSPENDED,
     Status.FROZEN: MachineState.SUSPENDED,
     Status.STOPPED: MachineState.POWEROFF,
     Status.ERROR: MachineState.FAILURE,

@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mapper_core.errors import MapperError
+from mapper_core.errors import MapperError, ProcessGone
 from mapper_core.mapping import Mapper
 from mapper_driver.actions.keep import keep
 from mapper_driver.actions.node import Node
+from mapper_driver.errors import InstanceNotRunning
 from mapper_driver.lxd.client import LxdClient
 from mapper_driver.opennebula.argv import Common, check_same_machine
 from mapper_driver.opennebula.config import Config
@@ -44,13 +45,18 @@ def open_node(vm: VmIdentity, config: Config, log: Log) -> Iterator[Node]:
 
     :raises Busy: another action works on it.
     :raises LxdUnavailable: the daemon does not answer.
+    :raises InstanceNotRunning: the container ended while the action looked at what its processes see.
     """
     mapper = Mapper.open()
     with lock(mapper, vm.container):
         client = connect(config)
         client.settle(vm.container)
         node = Node(mapper, client, config, log)
-        yield node
+        try:
+            yield node
+        except ProcessGone as error:
+            hint = "see its log, and call the action again"
+            raise InstanceNotRunning("the container ended meanwhile", subject=vm.container, hint=hint) from error
         try:
             keep(vm, node)
         except (MapperError, OSError) as error:

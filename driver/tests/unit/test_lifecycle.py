@@ -51,6 +51,7 @@ def test_states_that_oned_reacts_to() -> None:
     """N-06; FROZEN as PAUSED would be ignored."""
     wanted = {
         Status.RUNNING: MachineState.RUNNING,
+        Status.FREEZING: MachineState.SUSPENDED,
         Status.FROZEN: MachineState.SUSPENDED,
         Status.STOPPED: MachineState.POWEROFF,
         Status.ERROR: MachineState.FAILURE,

@@ -27,7 +27,7 @@ def restore(vm: VmIdentity, given: Restore, deploy: Callable[[], object], node: 
     if status is Status.RUNNING:
         node.log.info("the machine runs already")
         return
-    if status is Status.FROZEN:
+    if status in (Status.FROZEN, Status.FREEZING):
         node.client.unfreeze(vm.container)
         check_disks(vm.container, node.client.state(vm.container), node)
     else:

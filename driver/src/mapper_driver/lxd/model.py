@@ -28,10 +28,14 @@ def check_name(name: str) -> str:
 
 
 class Status(enum.Enum):
-    """States of an instance; LXD's transitional states count as ``OTHER``."""
+    """States of an instance; LXD's transitional states count as ``OTHER``.
+
+    ``FREEZING`` is none of these: a daemon that dies while it freezes a container leaves it so for ever (LXC 5.0).
+    """
 
     RUNNING = "Running"
     STOPPED = "Stopped"
+    FREEZING = "Freezing"
     FROZEN = "Frozen"
     ERROR = "Error"
     OTHER = ""

@@ -77,27 +77,31 @@ class Power(Reader):
 
         :raises InstanceNotRunning: it does not run.
         """
-        self._thaw_or_freeze(name, "freeze", Status.RUNNING, Status.FROZEN, deadline_seconds)
+        status = self.state(name).status
+        if status is Status.FROZEN:
+            return
+        if status not in (Status.RUNNING, Status.FREEZING):
+            raise _not_running(name, status)
+        self._set_state(name, {"action": "freeze"}, Status.FROZEN, deadline_seconds)
 
     def unfreeze(self, name: str, *, deadline_seconds: float = OPERATION_SECONDS) -> None:
         """Let a frozen instance go on. Nothing happens when it runs.
 
         :raises InstanceNotRunning: it is neither frozen nor does it run.
         """
-        self._thaw_or_freeze(name, "unfreeze", Status.FROZEN, Status.RUNNING, deadline_seconds)
+        if self.state(name).status is Status.FREEZING:
+            self.freeze(name, deadline_seconds=deadline_seconds)  # nothing else leads out of it
+        status = self.state(name).status
+        if status is Status.RUNNING:
+            return
+        if status is not Status.FROZEN:
+            raise _not_running(name, status)
+        self._set_state(name, {"action": "unfreeze"}, Status.RUNNING, deadline_seconds)
 
     def _set_state(self, name: str, request: dict[str, Any], wanted: Status, deadline_seconds: float) -> None:
         what = f"{request['action']} the instance"
         answer = self._connection.send(self._node(name).state.put, what, name, json=request)
         self._connection.wait(answer, what, name, lambda: self.state(name).status is wanted, deadline_seconds)
-
-    def _thaw_or_freeze(self, name: str, action: str, before: Status, wanted: Status, deadline_seconds: float) -> None:
-        status = self.state(name).status
-        if status is wanted:
-            return
-        if status is not before:
-            raise InstanceNotRunning(f"the instance is {status.name.lower()}", subject=name)
-        self._set_state(name, {"action": action}, wanted, deadline_seconds)
 
     def _end(self, name: str, request: dict[str, Any], deadline_seconds: float) -> None:
         """Stop, and wait for the end of LXC's monitor too: until then it holds the container's mount namespace open."""
@@ -125,3 +129,7 @@ class Power(Reader):
             log = self._connection.get(node, "read the log of the instance", name, is_api=False)
             return tuple(log.content.decode(errors="replace").splitlines()[-_LOG_LINES:])
         return ()
+
+
+def _not_running(name: str, status: Status) -> InstanceNotRunning:
+    return InstanceNotRunning(f"the instance is {status.value.lower() or 'changing its state'}", subject=name)
