@@ -58,6 +58,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="N",
         help="lives of a machine in which the driver is killed (default 1); all",
     )
+    group.addoption("--crash-daemon", default="lxd", choices=("lxd", "incus"), help="on which they live (default lxd)")
     group.addoption("--crash-all", action="store_true", help="at each point try every way to die and to recover")
 
 

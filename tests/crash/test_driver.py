@@ -1,4 +1,4 @@
-"""The driver's actions on a real LXD, killed with -9 at the points at which they change the world.
+"""The driver's actions on a real daemon, killed with -9 at the points at which they change the world.
 
 A *life* of a machine is the sequence of all actions. In each of them the driver's process is killed at another moment; then the
 action is repeated as oned would do it, or ``reconcile`` runs first. At the end of a life nothing may be left. As many lives are
@@ -45,8 +45,8 @@ SIZE, GROWN = 128, 264
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    yield from run_lab("lxd", "k")
+def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    yield from run_lab(request.config.getoption("crash_daemon"), "k")
 
 
 @dataclass(frozen=True)
