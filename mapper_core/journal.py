@@ -154,6 +154,23 @@ def _replace(path: str, data: dict[str, Any]) -> None:
         _sync_directory(directory)
 
 
+def overwrite(path: str, offset: int, content: bytes) -> None:
+    """Change some bytes of a file of :func:`write_json`, on disk when the call returns.
+
+    :raises KernelError: it cannot be written.
+    """
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            os.pwrite(fd, content, offset)
+            if not is_in_memory(fd):
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise kernel_error(error, "what was done cannot be written down", subject=path) from error
+
+
 def read_json(path: str, version: int) -> dict[str, Any] | None:
     """Return the object in a file of :func:`write_json`, or ``None`` when there is none.
 

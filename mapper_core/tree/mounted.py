@@ -114,7 +114,7 @@ def mount_tree(mapper: Mapper, request: TreeRequest) -> MountedTree:
         disk = opened.disk
         plan = look.plan_for(volumes, disk.access, request.purpose, request.root_hint, disk.disk.source)
         _carry_out(plan, directory, request.idmap)
-        record.write(mapper.runtime.trees, replace(tree, complete=True))
+        record.mark(mapper.runtime.trees, directory, complete=True)
         undo.pop_all()
     return MountedTree(directory, disk, plan, request.owner)
 
@@ -249,14 +249,14 @@ def dismantle_locked(mapper: Mapper, tree: TreeRecord | None, *, patience: float
 def _unmount_marked(mapper: Mapper, tree: TreeRecord, devices: tuple[str, ...]) -> None:
     """Unmount everything; whoever finds only a part of it still mounted, after a crash, knows by the record what was going on."""
     if tree.complete:
-        with contextlib.suppress(KernelError):  # a full filesystem must not keep anybody from releasing a disk
-            record.write(mapper.runtime.trees, replace(tree, complete=False))
+        with contextlib.suppress(KernelError):  # what cannot be written must not keep anybody from releasing a disk
+            record.mark(mapper.runtime.trees, tree.directory, complete=False)
     unmounted: list[str] = []
     try:
         _unmount_all(tree.directory, devices, unmounted)
     except MapperError:
         if tree.complete and not unmounted and mountinfo.at(tree.directory):  # it is in use, and stays as it is
-            record.write(mapper.runtime.trees, tree)
+            record.mark(mapper.runtime.trees, tree.directory, complete=True)
         raise
 
 

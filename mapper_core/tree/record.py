@@ -8,12 +8,15 @@ import os
 
 from mapper_core.errors import StateCorrupt
 from mapper_core.frozen import dataclass, plain
-from mapper_core.journal import corrupt, read_json, remove_json, write_json
+from mapper_core.journal import corrupt, overwrite, read_json, remove_json, write_json
 
-VERSION = 1
+VERSION = 2
 
 #: Bytes of a file name; the longest suffix that is appended to it is short.
 MAX_NAME = 200
+
+#: So begins a record; the next character says whether the tree is complete: 0 or 1.
+_BEGIN = '{"complete":'
 
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.")
 _ESCAPES = {byte: "-" if byte == 0x2F else f"\\x{byte:02x}" for byte in range(256) if byte not in _PLAIN}
@@ -60,7 +63,17 @@ def key_of(directory: str) -> str:
 
 def write(trees: str, record: TreeRecord) -> None:
     """Make the record durable."""
-    write_json(path_of(trees, record.directory), {"version": VERSION, **plain(record)})
+    rest = plain(record)
+    complete = rest.pop("complete")
+    write_json(path_of(trees, record.directory), {"complete": int(complete), "version": VERSION, **rest})
+
+
+def mark(trees: str, directory: str, *, complete: bool) -> None:
+    """Say in a directory's record whether the tree is complete, durably.
+
+    One byte is overwritten: whoever reads sees the old record or the new, and no room is needed.
+    """
+    overwrite(path_of(trees, directory), len(_BEGIN), b"1" if complete else b"0")
 
 
 def read(trees: str, directory: str) -> TreeRecord | None:
@@ -107,6 +120,6 @@ def _read(path: str) -> TreeRecord | None:
     if data is None:
         return None
     try:
-        return TreeRecord(**{name: data[name] for name in TreeRecord.__slots__})
+        return TreeRecord(**{name: data[name] for name in TreeRecord.__slots__} | {"complete": bool(data["complete"])})
     except KeyError as error:
         raise corrupt(path, f"misses a field: {error}") from error

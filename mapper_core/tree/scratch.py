@@ -66,7 +66,7 @@ def scratch_tree(
             mounts.set_attributes(fd, set=mounts.MountAttribute.READ_ONLY)
         finally:
             os.close(fd)
-        record.write(mapper.runtime.trees, TreeRecord(directory, "", owner, mapper.boot, True, True, SOURCE))
+        record.mark(mapper.runtime.trees, directory, complete=True)
         undo.pop_all()
     return directory
 
