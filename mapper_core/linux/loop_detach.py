@@ -14,7 +14,16 @@ import time
 
 from mapper_core.errors import DeviceBusy, NotFound
 from mapper_core.linux import blkpg, block
-from mapper_core.linux.loop_status import AUTOCLEAR, INFO, INFO_FLAGS, carries, read_info, read_tag, status
+from mapper_core.linux.loop_status import (
+    AUTOCLEAR,
+    INFO,
+    INFO_FLAGS,
+    carries,
+    read_info,
+    read_tag,
+    refuse_other,
+    status,
+)
 from mapper_core.linux.syscalls import kernel_error
 
 _LOOP_CLR_FD = 0x4C01
@@ -44,13 +53,14 @@ def detach(path: str, *, tag: str, deadline_seconds: float = 10) -> bool:
     lost: OSError | None = None
     ours = waited = False
     while True:
-        if not carries(path, tag):
-            break
-        ours = True
         try:
-            lost = _clear(path, tag)
+            was_ours, lost = _clear(path, tag)
+            ours |= was_ours
             break
         except _Held:
+            if not carries(path, tag):
+                break
+            ours = True
             left = until - time.monotonic()
             if left <= 0 or (not waited and not _may_go_away(path)):
                 raise block.busy(path) from None
@@ -67,22 +77,23 @@ def detach(path: str, *, tag: str, deadline_seconds: float = 10) -> bool:
     return ours
 
 
-def _clear(path: str, tag: str) -> OSError | None:
+def _clear(path: str, tag: str) -> tuple[bool, OSError | None]:
     """Flush, delete the partitions, detach; all of it or nothing.
 
-    :returns: the error of the flush, when data was lost.
-    :raises _Held: when it is in use; it is as it was then.
+    :returns: whether it was attached with this tag; and the error of the flush, when data was lost.
+    :raises _Held: when it is in use, with whatever tag; it is as it was then.
     """
     try:
+        refuse_other(path)
         fd = block.try_exclusive(path)  # from here on nobody can mount it
-    except NotFound:
-        return None
+    except (FileNotFoundError, NotFound):
+        return False, None
     if fd is None:
         raise _Held
     lost: OSError | None = None
     try:
         if read_tag(fd, path) != tag:
-            return None
+            return False, None
         try:
             block.flush(fd)
         except OSError as error:
@@ -95,7 +106,7 @@ def _clear(path: str, tag: str) -> OSError | None:
         os.close(fd)
     if held:
         raise _Held
-    return lost
+    return True, lost
 
 
 def _clear_open(fd: int) -> bool:

@@ -135,14 +135,23 @@ def open_device(path: str) -> int | None:
     :raises UsageError: when it is not a loop device.
     """
     try:
-        found = os.stat(path)
-        if not stat.S_ISBLK(found.st_mode) or os.major(found.st_rdev) != MAJOR:
-            raise UsageError("this is not a loop device", subject=path)
+        refuse_other(path)
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
             return None  # ENXIO: being detached, or removed while the static node stayed
         raise kernel_error(error, "cannot open the device", subject=path) from error
+
+
+def refuse_other(path: str) -> None:
+    """Make sure that something is a loop device, before it is opened.
+
+    :raises UsageError: it is something else.
+    :raises OSError: it cannot be looked at.
+    """
+    found = os.stat(path)
+    if not stat.S_ISBLK(found.st_mode) or os.major(found.st_rdev) != MAJOR:
+        raise UsageError("this is not a loop device", subject=path)
 
 
 def read_info(fd: int) -> bytes | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import errno
+import functools
 import os
 import struct
 
@@ -136,12 +137,20 @@ def is_known(fstype: str) -> bool:
     :raises KernelError: it does not tell, for want of privilege.
     """
     try:
+        _find_driver(fstype)
+    except UnknownFilesystem:
+        return False
+    return True
+
+
+@functools.cache  # answers, not refusals: a driver that was there once is there, or is loaded again by the mount
+def _find_driver(fstype: str) -> None:
+    try:
         os.close(syscall(FSOPEN, fstype.encode(), _FSOPEN_CLOEXEC))
     except OSError as error:
         if error.errno == errno.ENODEV:
-            return False
+            raise UnknownFilesystem(f"this kernel cannot mount {fstype}", subject=fstype) from error
         raise kernel_error(error, f"cannot ask for the filesystem {fstype}") from error
-    return True
 
 
 def clone_tree(source: int | str, *, recursive: bool) -> int:
