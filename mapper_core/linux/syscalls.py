@@ -38,6 +38,7 @@ _AT_NO_AUTOMOUNT = 0x800
 _AT_STATX_FORCE_SYNC = 0x2000
 _AT_STATX_DONT_SYNC = 0x4000
 _STATX_SIZE = 0x200
+_STATX_BYTES = 256
 _MAX_ARGUMENTS = 6
 
 
@@ -115,12 +116,18 @@ def statx_of_name(name: str, parent_fd: int = AT_FDCWD) -> bytes:
 
 
 def _statx(path: str, flags: int, mask: int, parent_fd: int = AT_FDCWD) -> bytes:
-    import ctypes
-
-    status = ctypes.create_string_buffer(256)
+    status = _statx_buffer()()
     if libc().statx(parent_fd, os.fsencode(path), flags, mask, status) < 0:
         raise last_error()
     return status.raw
+
+
+@functools.cache  # ctypes forgets an array type that nobody has, and makes it anew: 10 us
+def _statx_buffer() -> type[ctypes.Array[ctypes.c_char]]:
+    """The type of a buffer for a ``struct statx``."""
+    import ctypes
+
+    return ctypes.c_char * _STATX_BYTES
 
 
 def last_error() -> OSError:
