@@ -99,6 +99,13 @@ class Mapper:
             return identify(disk)
         return identify_volume(disk, self.registry.identify(disk))
 
+    def identify_to_map(self, disk: Disk) -> Identity:
+        """As :meth:`identify`, for those who map it next: what is looked at then is fetched while they prepare that."""
+        identity = self.identify(disk)
+        if identity.is_file:
+            policy.fetch_ahead(disk.format, identity.source)
+        return identity
+
     def inspect(self, disk: Disk) -> ImageInfo | None:
         """Read and check the header of an image; ``None`` when the format's plugin cannot.
 
@@ -130,7 +137,7 @@ class Mapper:
         :raises MappedDifferently: it is mapped already, with another access, format or transport.
         :raises MapperError: the image, the plugin or the host; afterwards everything is as it was.
         """
-        with self.map_open(disk, self.identify(disk), options, user=user) as opened:
+        with self.map_open(disk, self.identify_to_map(disk), options, user=user) as opened:
             return opened.disk
 
     @contextlib.contextmanager
@@ -140,7 +147,7 @@ class Mapper:
         The kernel forgets what it has read of a device when nobody has that open any more. Partitions can be mounted
         after the block; inside of it the device may be held exclusively.
 
-        :param identity: of the disk, see :meth:`identify`.
+        :param identity: of the disk, see :meth:`identify_to_map`.
         """
         disk = _at(identity, disk)
         with contextlib.ExitStack() as closing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from mapper_core import formats
@@ -29,6 +30,21 @@ def _open(path: str) -> int:
         raise UnsafePath(f"the image cannot be opened: {error.strerror}", subject=path) from error
 
 
+def fetch_ahead(disk_format: str, path: str) -> None:
+    """Let the kernel fetch what will be looked at when an image is mapped, while its user goes on.
+
+    :param path: of a regular file or block device.
+    """
+    if disk_format != formats.RAW:
+        return  # only there the ends of the file are those of the disk
+    with contextlib.suppress(UnsafePath):  # whoever reads it says why that cannot be done
+        fd = _open(path)
+        try:
+            fetch_ends(fd, os.fstat(fd).st_size)
+        finally:
+            os.close(fd)
+
+
 def check_declared_format(disk: Disk) -> None:
     """Compare the declared format with the first bytes of the file.
 
@@ -40,8 +56,6 @@ def check_declared_format(disk: Disk) -> None:
     """
     fd = _open(disk.source)
     try:
-        if disk.format == formats.RAW:
-            fetch_ends(fd, os.fstat(fd).st_size)  # they are the ends of the disk too, which is looked at next
         header = os.pread(fd, formats.HEADER_SIZE, 0)
     finally:
         os.close(fd)

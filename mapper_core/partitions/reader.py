@@ -8,7 +8,7 @@ from collections.abc import Callable
 #: ``read(offset, length)``, both in bytes, returns exactly those bytes, fewer only at the end of the device.
 ReadAt = Callable[[int, int], bytes]
 
-#: Bytes at the start with the superblocks of most, and of all (btrfs) filesystems; at the end with those of RAID.
+#: Bytes at the start with the superblocks of most, and of all (btrfs) filesystems; at the end with those of RAID and the GPT.
 FIRST = 8 << 10
 _HEAD = 72 << 10
 TAIL = 72 << 10
@@ -60,28 +60,23 @@ def window(read: ReadAt, start: int, size: int) -> ReadAt:
     return read_inside
 
 
-def with_ends_in_memory(read: ReadAt, size: int) -> ReadAt:
-    """Return a reader that reads the first and the last bytes at most once: that is where everything is probed for.
+def with_start_in_memory(read: ReadAt, size: int) -> ReadAt:
+    """Return a reader that reads the first bytes at most twice: that is where nearly everything is probed for.
 
     :param size: of what is read, bytes.
     """
-    start = max(0, size - TAIL)
-    kept: dict[int, bytes] = {}
+    start = b""
 
-    def piece(offset: int, length: int) -> bytes:
-        if offset not in kept or len(kept[offset]) < length:
-            kept[offset] = read(offset, length)
-        return kept[offset]
-
-    def read_ends(offset: int, length: int) -> bytes:
+    def read_start(offset: int, length: int) -> bytes:
+        nonlocal start
         end = offset + length
-        if offset >= 0 and end <= min(_HEAD, size):
-            return piece(0, min(FIRST if end <= FIRST else _HEAD, size))[offset:end]
-        if offset >= start:
-            return piece(start, size - start)[offset - start : end - start]
-        return read(offset, length)
+        if offset < 0 or end > min(_HEAD, size):
+            return read(offset, length)
+        if end > len(start):
+            start = read(0, min(FIRST if end <= FIRST else _HEAD, size))
+        return start[offset:end]
 
-    return read_ends
+    return read_start
 
 
 def text(raw: bytes) -> str:

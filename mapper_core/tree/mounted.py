@@ -102,7 +102,7 @@ def mount_tree(mapper: Mapper, request: TreeRequest) -> MountedTree:
             dismantle_locked(mapper, old)
         if not mountinfo.is_clear(directory):  # also below: what we cover there could never be told from our own mounts
             raise UsageError("something else is mounted here", subject=directory, hint="choose another directory")
-        identity = mapper.identify(request.disk)
+        identity = mapper.identify_to_map(request.disk)
         tree = TreeRecord(directory, identity.id, request.owner, mapper.boot, own_directory=staging)
         undo.callback(lambda: dismantle_locked(mapper, find(mapper, directory), patience=UNDO_SECONDS))
         record.write(mapper.runtime.trees, tree)
@@ -132,7 +132,7 @@ def plan_tree(
     options = MapOptions(Access.READ_ONLY) if before is None else MapOptions(before.access, before.transport)
     user = f"pid:{os.getpid()}"
     with contextlib.ExitStack() as undo:
-        with mapper.map_open(disk, mapper.identify(disk), options, user=user) as opened:
+        with mapper.map_open(disk, mapper.identify_to_map(disk), options, user=user) as opened:
             undo.callback(mapper.unmap, opened.disk.id, user=user, patience=UNDO_SECONDS)
             volumes = look.volumes(opened.disk.table, opened.reader.read)
         plan = look.plan_for(volumes, access, purpose, root_hint, disk.source)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mapper_core.model import Filesystem
-from mapper_core.partitions.reader import ReadAt, with_ends_in_memory
+from mapper_core.partitions.reader import ReadAt, with_start_in_memory
 from mapper_core.tree import superblock_container, superblock_exchange, superblock_native
 
 __all__ = ["probe"]
@@ -44,7 +44,7 @@ def probe(read: ReadAt, size: int) -> Filesystem:
     :param size: of it, bytes.
     :returns: with an empty type when nothing is recognised.
     """
-    read = with_ends_in_memory(read, size)
+    read = with_start_in_memory(read, size)
     for recognise in _PROBES:
         if filesystem := recognise(read, size):
             return filesystem
