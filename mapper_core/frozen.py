@@ -80,7 +80,7 @@ def replace(value: T, **changes: Any) -> T:
 
 def plain(value: Any) -> dict[str, Any]:
     """Return the fields of an instance of a class with slots; unlike ``asdict`` not those of the values in it."""
-    return dict(zip(value.__slots__, _values(value), strict=True))
+    return {name: getattr(value, name) for name in value.__slots__}
 
 
 class _Twin:
