@@ -66,6 +66,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # What a script starts in the background ignores ^C, and so would all that the tests start and interrupt.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    _give_hypothesis_time()
     config.pluginmanager.register(Tiers(tuple(config.getoption("tier") or ())))
     config.pluginmanager.register(Guarded())
     config.pluginmanager.register(WholeRun())
@@ -141,6 +142,15 @@ class Tiers:
 
 
 # --- skips --------------------------------------------------------------------------------------------------
+
+
+def _give_hypothesis_time() -> None:
+    """On a busy machine an example takes longer than its 0.2 s now and then. In the virtual machine there is no Hypothesis."""
+    with suppress(ImportError):
+        from hypothesis import settings
+
+        settings.register_profile("busy", settings(), deadline=None)
+        settings.load_profile("busy")
 
 
 def _expected_skips() -> frozenset[str]:

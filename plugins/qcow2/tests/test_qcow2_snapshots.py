@@ -68,7 +68,7 @@ def test_tables_that_are_none(tmp_path: Path, table: bytes, count: int, kind: ty
         read_snapshots(image(tmp_path, table, count))
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     table=st.binary(max_size=400),
     count=st.integers(0, 1 << 32) | st.integers(0, 8),

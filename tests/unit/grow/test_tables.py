@@ -213,7 +213,7 @@ def test_mbr_ends_at_two_tebibytes() -> None:
     assert growth.writes[0].data[446 + 5 : 446 + 8] == b"\xfe\xff\xff"
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     parts=st.lists(st.tuples(st.integers(0, 5000), st.integers(1, 9000)), min_size=1, max_size=5),
     by=st.integers(0, 20000),

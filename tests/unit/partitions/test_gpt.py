@@ -240,7 +240,7 @@ def layouts(draw: st.DrawFn) -> tuple[Gpt, ...]:
     return tuple(Gpt(slot, first, last - 1) for slot, (first, last) in zip(slots, pairs, strict=True))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(layouts())
 def test_any_sane_layout_is_read_back(entries: tuple[Gpt, ...]) -> None:
     table = found(gpt_image(SIZE, entries))

@@ -204,7 +204,7 @@ def layouts(draw: st.DrawFn) -> tuple[tuple[tuple[int, int], ...], tuple[tuple[i
     return pieces(1, 999, 3), tuple((start + 1, count - 1) for start, count in pieces(1001, 4999, 40) if count > 1)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(layouts())
 def test_any_sane_layout_is_read_back(layout: tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]) -> None:
     primaries, logicals = layout

@@ -530,7 +530,7 @@ ENTRIES = st.builds(
 POLICIES = st.sampled_from([ALL, SMALL, READ_ONLY])
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(st.lists(ENTRIES, max_size=6), POLICIES, st.sampled_from([ROOT, POOL, HOME]))
 def test_properties(entries: list[fstab.FstabEntry], policy: PlanPolicy, root: Volume) -> None:
     """S-09, P-06, S-16: whatever the table says, the plan is safe and in order, or a typed error."""
@@ -583,7 +583,7 @@ SANE_ENTRIES = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     st.lists(SANE_ENTRIES, max_size=5, unique_by=lambda entry: entry.spec),
     POLICIES,
@@ -601,7 +601,7 @@ def test_round_trip(entries: list[fstab.FstabEntry], policy: PlanPolicy, root: V
     assert again.skipped == ()
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     st.binary(max_size=200)
     | st.lists(
