@@ -88,16 +88,17 @@ def _grow_btrfs(fd: int, size: int, device: str) -> None:
     fcntl.ioctl(fd, _BTRFS_IOC_RESIZE, bytearray(struct.pack("=q4088s", 0, b"%d:max" % largest_id)))
 
 
-def _has_capability(number: int) -> bool:
+def may_grow_ext4() -> bool:
+    """Whether this process has CAP_SYS_RESOURCE, without which the driver of ext4 refuses."""
     with open("/proc/self/status", encoding="ascii", errors="replace") as file:
         effective = next((line for line in file if line.startswith("CapEff:")), "CapEff: 0")
-    return bool(int(effective.split()[1], 16) >> number & 1)
+    return bool(int(effective.split()[1], 16) >> _CAP_SYS_RESOURCE & 1)
 
 
 def _error(error: OSError, kind: str, device: str) -> MapperError:
     if error.errno == errno.EROFS:
         return ReadOnlyImage(f"the {kind} filesystem is mounted read-only", subject=device, hint="remount it writable")
-    if error.errno == errno.EPERM and not _has_capability(_CAP_SYS_RESOURCE):
+    if error.errno == errno.EPERM and not may_grow_ext4():
         return NeedsRoot(
             f"the kernel enlarges a mounted {kind} only for processes with CAP_SYS_RESOURCE, which this one lacks",
             subject=device,

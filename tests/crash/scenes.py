@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from pathlib import Path
 from mapper_core import capabilities, grow
 from mapper_core.errors import AlreadyExists, Busy, MapperError, SnapshotMissing
 from mapper_core.linux import mountinfo
+from mapper_core.linux.filesystem_size import may_grow_ext4
 from mapper_core.mapping import Mapper
 from mapper_core.model import Disk, IdMap, MapOptions
 from mapper_core.reconcile import reconcile
@@ -287,6 +289,17 @@ class Grow(Base):
 
     def act(self) -> None:
         grow.grow(self.mapper, self.image.disk, 2)
+
+    def mourn(self) -> None:
+        """Where the kernel lets us not, resize2fs has enlarged the filesystem, and that is not made to be killed: a person has to
+        let e2fsck repair it, as the error says, and the content is still there.
+        """
+        if may_grow_ext4():
+            return
+        for loop in disks.run("losetup", "--noheadings", "--output", "NAME", "-j", str(self.image.path)).split():
+            device = f"{loop}p2"
+            if os.path.exists(device) and subprocess.run(("e2fsck", "-fn", device), capture_output=True).returncode:
+                subprocess.run(("e2fsck", "-fy", device), capture_output=True)
 
     def state(self) -> object:
         table = json.loads(disks.run("sfdisk", "--json", str(self.image.path)))["partitiontable"]
