@@ -37,7 +37,7 @@ def fetch_ahead(disk_format: str, path: str) -> None:
     """
     if disk_format != formats.RAW:
         return  # only there the ends of the file are those of the disk
-    with contextlib.suppress(UnsafePath):  # whoever reads it says why that cannot be done
+    with contextlib.suppress(UnsafePath, OSError):  # whoever reads it says why that cannot be done
         fd = _open(path)
         try:
             fetch_ends(fd, os.fstat(fd).st_size)

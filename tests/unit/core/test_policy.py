@@ -157,3 +157,12 @@ def test_a_missing_image(path: str) -> None:
 def test_a_path_with_a_nul() -> None:
     with pytest.raises(UnsafePath):
         identify(Disk("/tmp/a\0b", "raw"))
+
+
+def test_fetching_ahead_never_fails(tmp_path: Path) -> None:
+    """Not even when the image has become something else since it was identified: who reads it then says so."""
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to("fifo")
+    (tmp_path / "empty").touch()
+    for name in ("fifo", "link", "empty", "none", "."):
+        policy.fetch_ahead("raw", str(tmp_path / name))
