@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -149,7 +150,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "garbage": lambda data: os.urandom(300),
     "a list": lambda data: b"[1, 2]",
     "a field is missing": lambda data: data.replace(b'"boot"', b'"foot"').replace(b'"disk_id"', b'"x"'),
-    "of a newer version": lambda data: data.replace(b'"version":1', b'"version":99'),
+    "of a newer version": lambda data: re.sub(rb'"version":\d+', b'"version":99', data),
     "deep": lambda data: b"[" * 100000,
 }
 
