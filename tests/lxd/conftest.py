@@ -16,6 +16,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
 from mapper_driver.errors import InstanceNotFound
@@ -25,12 +26,17 @@ from mapper_driver.lxd.model import InstanceSpec
 from mapper_driver.lxd.placement import Placement
 
 from mapper_core.linux import idmap, mountinfo, mounts
+from mapper_core.mapping import Mapper
 from mapper_core.model import IdMap
-from mapper_core.runtime import Runtime
+from mapper_core.runtime import ENVIRONMENT, Runtime
+from mapper_core.tree import mounted
 
-from .machine import Machine
+from .machine import Machine, ok
 from .one import One
 from .plug import Plug
+
+if TYPE_CHECKING:
+    from .host import Host
 
 ROOT = Path(__file__).parents[2]
 #: What each daemon calls itself; its command in labs/ has the same name.
@@ -251,3 +257,33 @@ def plug(
         yield Plug(machine)
     finally:
         machine.tear_down()
+
+
+@pytest.fixture
+def host(product: str, images: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    """A node of its own; at the end nothing of its machines may be left."""
+    from .host import Host  # which imports this module
+
+    monkeypatch.syspath_prepend(str(ROOT / "labs"))
+    import containers_daemon  # type: ignore[import-not-found]
+    import containers_model  # type: ignore[import-not-found]
+
+    lab = Lab(product, f"/run/mapper-lab/b{os.getpid()}")
+    run(command(product), "up", lab.directory)
+    undo = ExitStack()
+    undo.callback(run, command(product), "down", lab.directory)
+    runtime = Path(lab.directory) / "host" / "mapper"  # where a daemon sees it that has a root directory of its own
+    runtime.mkdir(0o700, parents=True)
+    monkeypatch.setenv(ENVIRONMENT, str(runtime))
+    found = Host(lab, containers_daemon, containers_model, images, One(tmp_path, lab.socket))
+    monkeypatch.setenv("MAPPER_STATE_DIR", found.state["MAPPER_STATE_DIR"])
+    with undo:
+        yield found
+        for instance in found.client.instances():
+            found.client.stop(instance.name)
+            machine = Machine(found.one, found.client, int(instance.name[4:]), "")
+            vm = found.one.vm_xml(machine.id, "", deployed=True)
+            ok(found.one.end(machine.id, vm, **found.state))
+        mapper = Mapper.open()
+        assert mounted.records(mapper) == () and mapper.journal.ids() == ()
+        assert mapper.runtime.root == str(runtime)

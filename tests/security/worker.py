@@ -109,7 +109,7 @@ def _stage(task: dict[str, Any]) -> int:
     log = Log("deploy", "6.10.5", sys.stderr)
     try:
         vm = parse_vm(read_document(read_input(sys.stdin.buffer)), task["datastores"], "raw")
-        storage = Storage(Mapper.open(), vm.container, Config(), log, os.getppid())
+        storage = Storage(Mapper.open(), vm.container, Config(), log, os.getppid(), "/var/lib/lxd")
         try:
             ids = (IdRange(0, 100000, 65536),)
             storage.stage(vm, vm.root_disk(), IdMap(ids, ids))

@@ -59,6 +59,7 @@ class Storage:
     :param config: options of the node.
     :param log: where a person finds what was decided.
     :param daemon_pid: of the daemon; it has to see the disks in its mount namespace.
+    :param home: the daemon's directory, as it sees it.
     """
 
     mapper: Mapper
@@ -66,6 +67,7 @@ class Storage:
     config: Config
     log: Log
     daemon_pid: int
+    home: str
 
     @property
     def owner(self) -> str:
@@ -174,6 +176,7 @@ class Storage:
 
     def _dismantle(self, tree: TreeRecord) -> None:
         was_lent = lending.withdraw(tree.directory, self.daemon_pid)
+        lending.withdraw_from_home(tree.directory, self.home, self.daemon_pid)
         try:
             with self.log.step(f"release {os.path.basename(tree.directory)}"):
                 mounted.dismantle(self.mapper, tree)

@@ -48,9 +48,25 @@ def attach_disk(given: AttachDisk, vm: VirtualMachine, node: Node) -> None:
         undo.callback(node.try_to, lambda: storage.release_one(disk.id))
         undo.callback(node.try_to, lambda: node.client.set_devices(container, {disk_name(disk.id): None}))
         node.client.set_devices(container, {disk_name(disk.id): staged.finish(device)})
+        undo.callback(node.try_to, lambda: inside.take_disk(pid, device["path"], staged.directory))
+        if not staged.shift:
+            show_if_cut_off(container, pid, device["path"], staged.directory, node)
         inside.check_disk(pid, device["path"], staged.directory, container)
         _limit(vm, disk, pid, node)
         undo.pop_all()
+
+
+def show_if_cut_off(container: str, pid: int, path: str, directory: str, node: Node) -> None:
+    """Mount a tree in a container whose daemon cannot do that any more, having been replaced (L-03). At the next start of the
+    container it can.
+
+    :raises TreeNotPlaced: the guest cannot make the directory.
+    """
+    if not inside.is_cut_off(pid, node.client.daemon_pid()) or inside.has_disk(pid, path, directory):
+        return
+    node.client.execute(container, ("mkdir", "-p", path))  # by the guest: the directory is to belong to its root
+    inside.show_disk(pid, path, directory)
+    node.log.info("the daemon was replaced while the container ran; mounted the disk in the container without it")
 
 
 def _wanted(given: AttachDisk, vm: VirtualMachine) -> VmDisk:

@@ -10,12 +10,11 @@ from mapper_core.errors import Busy, UsageError
 from mapper_driver import pci
 from mapper_driver.actions.node import Node
 from mapper_driver.devices import nic_device, nic_warnings, pci_device
-from mapper_driver.errors import InstanceConflict, LxdFailed
+from mapper_driver.errors import InstanceConflict, LxdFailed, LxdUnavailable
+from mapper_driver.lxd import links
 from mapper_driver.lxd.model import Device, Instance
 from mapper_driver.opennebula.argv import AttachNic
 from mapper_driver.opennebula.vm import VirtualMachine
-
-_HOST_INTERFACES = "/sys/class/net"
 
 
 def attach_nic(given: AttachNic, vm: VirtualMachine, node: Node) -> None:
@@ -41,10 +40,13 @@ def attach_nic(given: AttachNic, vm: VirtualMachine, node: Node) -> None:
     elif name in found.all_devices:
         raise InstanceConflict(f"the container has another device {name}", subject=vm.container)
     target = device.get("host_name", "")
-    if target and os.path.exists(f"{_HOST_INTERFACES}/{target}"):
-        raise Busy("the host has an interface of that name", subject=target, hint=f"see: ip link show {target}")
+    if target and links.exists(target):
+        if not _is_forgotten(target, given.mac, vm.container, node):
+            raise Busy("the host has an interface of that name", subject=target, hint=f"see: ip link show {target}")
+        node.log.info(f"removing {target}, which an interrupted call has left")
+        links.remove(target)
     with contextlib.ExitStack() as undo:
-        undo.callback(node.try_to, lambda: node.client.set_devices(vm.container, {name: None}))
+        undo.callback(node.try_to, lambda: _take_back(name, target, vm.container, node))
         node.client.set_devices(vm.container, {name: device})
         _verify(given.mac, device, vm.container, node)
         undo.pop_all()
@@ -68,6 +70,21 @@ def _has(found: Instance, name: str, device: Device) -> bool:
     return bool(old) and all(old.get(key) == device.get(key) for key in ("nictype", "parent", "hwaddr", "host_name"))
 
 
+def _is_forgotten(target: str, mac: str, container: str, node: Node) -> bool:
+    """Whether an interface of the host is what a daemon has made for this one and knows nothing of: it died meanwhile."""
+    return links.is_unfinished(target) or node.client.state(container).host_ends.get(mac) == target
+
+
+def _take_back(name: str, target: str, container: str, node: Node) -> None:
+    """Take the interface from the container, also when there is no daemon any more that could: it was not there before."""
+    try:
+        node.client.set_devices(container, {name: None})
+    except LxdUnavailable:
+        if target:
+            links.remove(target)
+        raise
+
+
 def _verify(mac: str, device: Device, container: str, node: Node) -> None:
     """Look into the container, and at the end that is on the host."""
     if mac not in node.client.state(container).interfaces.values():
@@ -75,6 +92,6 @@ def _verify(mac: str, device: Device, container: str, node: Node) -> None:
             f"LXD says that {device['name']} is there, but the container does not have it", subject=container
         )
     target = device.get("host_name", "")
-    master = os.path.basename(os.path.realpath(f"{_HOST_INTERFACES}/{target}/master"))
-    if target and os.path.isdir(f"{_HOST_INTERFACES}/{device['parent']}/bridge") and master != device["parent"]:
+    master = os.path.basename(os.path.realpath(f"{links.DIRECTORY}/{target}/master"))
+    if target and os.path.isdir(f"{links.DIRECTORY}/{device['parent']}/bridge") and master != device["parent"]:
         raise LxdFailed(f"{target} is not a port of {device['parent']}", subject=container)

@@ -49,8 +49,8 @@ def remove_disk(found: Instance, pid: int, disk_id: int, node: Node) -> None:
     directory = storage.directory(disk_id)
     device = found.devices.get(name)
     _refuse_parts(found, name, directory, node)
-    if pid and device is not None:
-        inside.take_disk(pid, device["path"], directory)
+    if pid:
+        inside.take_disk(pid, device["path"] if device is not None else "", directory)
     if device is not None:
         node.client.set_devices(container, {name: None})
     try:

@@ -94,9 +94,9 @@ def start(container: str, command: Command, node: Node) -> None:
         node.client.forget_output(container, operation)
     mark = uuid.uuid4().hex
     argv = ("/bin/sh", "-c", _SHELL, "sh", command.stdin, *command.argv)
-    operation = node.client.begin(container, argv, {MARK: mark})
     with contextlib.ExitStack() as undo:
         undo.callback(_kill, mark)
+        operation = node.client.begin(container, argv, {MARK: mark})
         node.client.set_config(container, {KEY: f"{operation} {mark}"})
         undo.pop_all()
 

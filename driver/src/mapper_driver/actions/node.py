@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from mapper_core.tree import mounted
 from mapper_driver import inventory, iolimits
 from mapper_driver.errors import InstanceNotFound, InstanceNotRunning
 from mapper_driver.iolimits import Limits
-from mapper_driver.lxd import limits, placement
+from mapper_driver.lxd import limits, links, placement
 from mapper_driver.lxd.client import LxdClient
 from mapper_driver.lxd.model import Instance, Status
 from mapper_driver.opennebula.config import Config
@@ -32,7 +33,8 @@ class Node:
 
     def storage(self, container: str) -> Storage:
         """The disks of a container."""
-        return Storage(self.mapper, container, self.config, self.log, self.client.daemon_pid())
+        home = os.path.dirname(self.client.socket)
+        return Storage(self.mapper, container, self.config, self.log, self.client.daemon_pid(), home)
 
     def check_storage(self, container: str) -> None:
         """Make sure that the storage of a container's disks is there, before its processes are ended: one that waits for it
@@ -60,11 +62,22 @@ class Node:
         if record is not None:
             placement.unplace(record, self.client.daemon_pid())
         with contextlib.suppress(InstanceNotFound):
+            self.remove_unfinished_interfaces(self.client.instance(container))
             self.client.delete(container)
         # before the trees: they are what reconcile finds when we are killed here, nobody looks for the records alone
         placement.forget(self.mapper.runtime, container)
         inventory.forget(self.mapper.runtime, container)
         self.storage(container).release()
+
+    def remove_unfinished_interfaces(self, found: Instance) -> None:
+        """Remove the network interfaces that a daemon has made for a container and not given to it, because it died: with them in
+        the way the container does not start.
+        """
+        for device in found.devices.values():
+            name = device.get("host_name", "")
+            if name and links.is_unfinished(name):
+                self.log.info(f"removing {name}, which an interrupted start has left")
+                links.remove(name)
 
     def hide_console(self, container: str) -> None:
         """Take the console of a container away, if it has one."""

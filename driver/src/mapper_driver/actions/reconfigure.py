@@ -6,6 +6,7 @@ import contextlib
 
 from mapper_core.errors import DeadlineExceeded, MapperError, UsageError
 from mapper_core.model import IdMap
+from mapper_driver.actions.attach_disk import show_if_cut_off
 from mapper_driver.actions.detach_disk import disk_number
 from mapper_driver.actions.node import Node
 from mapper_driver.devices import CONTEXT, CONTEXT_PATH, context_device
@@ -62,6 +63,7 @@ def _add(context: Context, ids: IdMap | None, container: str, node: Node) -> Non
         undo.callback(node.try_to, lambda: node.client.set_devices(container, {CONTEXT: None}))
         node.client.set_devices(container, {CONTEXT: context_device(staged.directory)})
         if pid := node.client.state(container).pid:
+            show_if_cut_off(container, pid, CONTEXT_PATH, staged.directory, node)
             inside.check_disk(pid, CONTEXT_PATH, staged.directory, container)
         undo.pop_all()
 

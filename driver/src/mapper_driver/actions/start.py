@@ -20,6 +20,7 @@ def start(container: str, node: Node) -> InstanceState:
     if restage_if_needed(node.mapper, container):
         node.log.info("the host was booted since; mounted the disks again")
     _can_be_placed(container, node)
+    node.remove_unfinished_interfaces(node.client.instance(container))
     try:
         state = node.client.start(container, deadline_seconds=node.config.start_timeout)
     except InstanceStartFailed as error:

@@ -40,8 +40,8 @@ def instance(answer: Mapping[str, Any], etag: str) -> Instance:
 
 def state(answer: Mapping[str, Any]) -> InstanceState:
     """``GET /1.0/instances/NAME/state``."""
-    interfaces = [item for name, item in (answer.get("network") or {}).items() if name != "lo"]
-    counters = [item.get("counters") or {} for item in interfaces]
+    interfaces = {name: item for name, item in (answer.get("network") or {}).items() if name != "lo"}
+    counters = [item.get("counters") or {} for item in interfaces.values()]
     return InstanceState(
         status=Status.parse(answer.get("status")),
         pid=counter(answer.get("pid")) or 0,
@@ -50,8 +50,11 @@ def state(answer: Mapping[str, Any]) -> InstanceState:
         memory=counter((answer.get("memory") or {}).get("usage")),
         received=_total(counters, "bytes_received"),
         sent=_total(counters, "bytes_sent"),
-        interfaces={
-            name: str(item.get("hwaddr") or "") for name, item in (answer.get("network") or {}).items() if name != "lo"
+        interfaces={name: str(item.get("hwaddr") or "") for name, item in interfaces.items()},
+        host_ends={
+            str(item.get("hwaddr") or ""): str(item["host_name"])
+            for item in interfaces.values()
+            if item.get("host_name")
         },
     )
 

@@ -6,12 +6,17 @@ it can only meet itself.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 
 from mapper_core.errors import DeviceBusy, Refused
-from mapper_core.linux import mountinfo, namespaces
+from mapper_core.linux import mountinfo, mounts, namespaces
+from mapper_core.linux.mounts import Propagation
 from mapper_driver.errors import TreeNotPlaced
+from mapper_driver.lxd import placement
+
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 #: Filesystems whose server is a process of the guest or another machine, so that a look at a path may never end.
 _REMOTE = ("fuse", "nfs", "cifs", "smb", "9p", "autofs", "ceph")
@@ -70,22 +75,66 @@ def has_disk(pid: int, path: str, directory: str) -> bool:
     return True
 
 
+def is_cut_off(pid: int, daemon_pid: int) -> bool:
+    """Whether the daemon of a running container was replaced by one in another mount namespace. Such a daemon says that it has
+    attached a disk, and has not (L-03).
+    """
+    monitor = placement.monitor_of(pid)
+    return monitor is not None and (
+        namespaces.mount_namespace_id(monitor.pid) != namespaces.mount_namespace_id(daemon_pid)
+    )
+
+
+def show_disk(pid: int, path: str, directory: str) -> None:
+    """Mount a tree of the host in a running container, without its daemon.
+
+    :param path: a directory in the container.
+    :param directory: of the tree, on the host.
+    :raises TreeNotPlaced: there is no such directory.
+    """
+    with contextlib.ExitStack() as stack:
+        clone = mounts.clone_tree(directory, recursive=True)
+        stack.callback(os.close, clone)
+        mounts.set_attributes(clone, recursive=True, propagation=Propagation.PRIVATE)
+        stack.enter_context(namespaces.in_mount_namespace(pid))
+        try:
+            target = _open_directory(path)
+        except OSError as error:
+            text = f"the container has no directory there: {error.strerror}"
+            raise TreeNotPlaced(text, subject=path, hint="make it in the container") from error
+        stack.callback(os.close, target)
+        mounts.attach(clone, target)
+
+
 def take_disk(pid: int, path: str, directory: str) -> None:
     """Unmount a tree in the container; nothing happens when the guest has done so itself.
 
     LXD would do it lazily: the disk would be gone from sight and stay in use.
 
-    :param path: where it was mounted for the container.
+    :param path: where it was mounted for the container; empty when LXD does not know any more: it died before it wrote that down.
     :raises DeviceBusy: naming who uses it inside; nothing is changed.
     """
     staged = mountinfo.at(directory)[-1:]
     found = [entry for entry in mountinfo.entries(pid) if any(entry.device == top.device for top in staged)]
+    path = path or next((entry.target for entry in found), "")
     others = [entry.target for entry in found if entry.target != path]
     if others:
         text = f"the guest has mounted it on {', '.join(others[:3])} too"
         raise DeviceBusy(text, subject=path, hint=f"in the container: umount {others[0]}")
     if found:
         namespaces.unmount_in(pid, path)
+
+
+def _open_directory(path: str) -> int:
+    """A directory of the guest, without following a link of it."""
+    found = os.open("/", _DIRECTORY)
+    for part in path.strip("/").split("/"):
+        above = found
+        try:
+            found = os.open(part, _DIRECTORY, dir_fd=above)
+        finally:
+            os.close(above)
+    return found
 
 
 def _same(one: mountinfo.MountEntry, other: mountinfo.MountEntry) -> bool:

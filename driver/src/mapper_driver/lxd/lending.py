@@ -67,13 +67,28 @@ def withdraw_from_monitor(directory: str, monitor_pid: int, daemon_pid: int) -> 
     :raises DeviceBusy: naming those who use it.
     """
     here, daemon, kept = map(namespaces.mount_namespace_id, (os.getpid(), daemon_pid, monitor_pid))
+    if kept not in (here, daemon):
+        _unmount_copies(directory, mountinfo.entries(monitor_pid), monitor_pid)
+
+
+def withdraw_from_home(directory: str, home: str, daemon_pid: int) -> None:
+    """Take a tree back from the daemon's own directory, where it mounts what it hands to a container. One that dies when it
+    has begun to attach a disk, or when a container has ended, leaves it there.
+
+    :param directory: of the tree, which no process of the container uses any more.
+    :param home: the daemon's directory, as it sees it.
+    :raises DeviceBusy: naming those who use it.
+    """
+    _unmount_copies(directory, mountinfo.below(home, pid=daemon_pid), daemon_pid)
+
+
+def _unmount_copies(directory: str, entries: tuple[mountinfo.MountEntry, ...], pid: int) -> None:
+    """Unmount what shows the same as a tree of ours, among the mounts that a process sees."""
     wanted = {(entry.device, entry.root) for entry in mountinfo.at(directory)[-1:]}
-    if kept in (here, daemon):
-        return
-    for entry in reversed(mountinfo.entries(monitor_pid)):
+    for entry in reversed(entries):
         if (entry.device, entry.root) in wanted:
             with contextlib.suppress(NotMapped):
-                namespaces.unmount_in(monitor_pid, entry.target)
+                namespaces.unmount_in(pid, entry.target)
 
 
 def _is_ours(daemon_pid: int) -> bool:

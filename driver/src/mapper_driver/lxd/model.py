@@ -110,6 +110,7 @@ class InstanceState:
     :param received: bytes received on all interfaces except loopback.
     :param sent: bytes sent, the same.
     :param interfaces: addresses (MAC) of its network interfaces, by name inside.
+    :param host_ends: names of their other ends on the host, by address; those that have one.
     """
 
     status: Status
@@ -120,6 +121,7 @@ class InstanceState:
     received: int | None = None
     sent: int | None = None
     interfaces: Mapping[str, str] = field(default_factory=dict)
+    host_ends: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
