@@ -1,46 +1,30 @@
 """Logical volumes of the host as disks, and those inside of images beside a host that has a group of the same name."""
 
-import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from mapper_lvm import tool
 
 from mapper_core import capabilities
 from mapper_core.errors import AlreadyExists, ImageInUse, ImageNotFound, NotSupported, UsageError
 from mapper_core.mapping import Mapper
 from mapper_core.model import Access, Disk, MapOptions
+from mapper_core.process import Output
 from mapper_core.reconcile import reconcile
 from mapper_core.testing import disks
 from mapper_core.testing.disks import MIB, Part
 
+from .groups import lvm, volume_group
 from .kernel import read
 
 pytestmark = pytest.mark.vm
 
 RW = MapOptions()
 GROUP = "vg-one-100"
-
-
-def lvm(command: str, *arguments: str) -> str:
-    return disks.run("lvm", command, "--yes", *arguments)
-
-
-@contextlib.contextmanager
-def volume_group(path: Path, name: str) -> Iterator[str]:
-    """A group of the host on a loop device; all that is in it goes with it."""
-    with path.open("wb") as file:
-        file.truncate(240 * MIB)
-    device = disks.run("losetup", "--find", "--show", str(path)).strip()
-    try:
-        lvm("vgcreate", name, device)
-        try:
-            yield device
-        finally:
-            lvm("vgremove", "--force", name)
-    finally:
-        disks.run("losetup", "--detach", device)
+SNAPSHOT = "lv-one-7-0_snap_before"
 
 
 @pytest.fixture
@@ -54,8 +38,30 @@ def active(volume: str) -> bool:
     return lvm("lvs", "--noheadings", "-o", "lv_active", volume).strip() == "active"
 
 
+def killed_before(command: str, option: str, work: Callable[[], object]) -> None:
+    """Let a process do the work and die when it would run a command of LVM with this option."""
+    if (pid := os.fork()) == 0:
+        run = tool.lvm
+
+        def deadly(name: str, *arguments: str, **keywords: Any) -> Output:
+            if name == command and option in arguments:
+                os._exit(9)
+            return run(name, *arguments, **keywords)
+
+        tool.lvm = deadly
+        try:
+            work()
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+
+
 def test_the_life_of_a_thin_volume(mapper: Mapper, group: str, system: Path) -> None:
-    """It is made, gets a partition table, grows while it is mapped, keeps a snapshot and comes back to it."""
+    """It is made, gets a partition table, grows while it is mapped, keeps a snapshot and comes back to it.
+
+    Killed when the snapshot is dissolved in it, and not yet made anew: there is one all the same, and the disk cannot be
+    changed before it is made.
+    """
     disk = Disk(f"{group}/lv-one-7-0", "lvm", settings=(("thinpool", "pool"),))
     size = system.stat().st_size // (4 * MIB) * 4 * MIB + 4 * MIB
     capabilities.create(mapper, disk, size)
@@ -78,8 +84,10 @@ def test_the_life_of_a_thin_volume(mapper: Mapper, group: str, system: Path) -> 
     assert found.size == size + 8 * MIB
     mapper.unmap(mapped.device, user="t")
 
-    capabilities.snapshot_revert(mapper, disk, "before")
+    killed_before("lvcreate", "--snapshot", lambda: capabilities.snapshot_revert(mapper, disk, "before"))
+    assert [snapshot.name for snapshot in capabilities.snapshots(mapper, disk)] == ["before"]
     mapped = mapper.map(disk, MapOptions(Access.READ_ONLY), user="t")
+    assert lvm("lvs", "--noheadings", "-o", "lv_name,lv_tags", f"{disk.source}_snap_before").split() == [SNAPSHOT]
     assert read(mapped.device, 0, system.stat().st_size) == system.read_bytes()
     assert disks.run("blockdev", "--getro", mapped.device).strip() == "1"
     mapper.unmap(mapped.device, user="t")
@@ -89,7 +97,10 @@ def test_the_life_of_a_thin_volume(mapper: Mapper, group: str, system: Path) -> 
 
 
 def test_a_volume_that_is_not_thin(mapper: Mapper, group: str) -> None:
-    """It reads as zeros, keeps a snapshot with room for all that can change, and LVM's limit of those is explained."""
+    """It reads as zeros, keeps a snapshot with room for all that can change, and LVM's limit of those is explained.
+
+    Killed before LVM could begin to dissolve the snapshot: the same command again finishes it.
+    """
     disk = Disk(f"{group}/thick", "lvm")
     lvm("lvcreate", "--wipesignatures", "n", "-L", "16M", "-n", "old", group)
     disks.run("dd", "if=/dev/urandom", f"of=/dev/{group}/old", "bs=1M", "count=16", "conv=fsync")
@@ -106,7 +117,10 @@ def test_a_volume_that_is_not_thin(mapper: Mapper, group: str) -> None:
     disks.run("dd", "if=/dev/urandom", f"of={mapped.device}", "bs=1M", "count=2", "conv=fsync")
     mapper.unmap(mapped.device, user="t")
     assert not active(disk.source)
+    killed_before("lvchange", "y", lambda: capabilities.snapshot_revert(mapper, disk, "before"))
     capabilities.snapshot_revert(mapper, disk, "before")
+    assert lvm("lvs", "--noheadings", "-o", "lv_tags", disk.source).strip() == ""
+    assert not active(disk.source)
     mapped = mapper.map(disk, RW, user="t")
     assert not any(read(mapped.device, 0, 16 * MIB))
     mapper.unmap(mapped.device, user="t")

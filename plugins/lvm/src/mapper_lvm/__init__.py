@@ -37,11 +37,11 @@ def inspect(disk: Disk) -> ImageInfo:
 
 
 @hookimpl
-def map(disk: Disk, options: MapOptions, transports: Transports) -> Attachment:
+def map(disk: Disk, image: ImageInfo, options: MapOptions, transports: Transports) -> Attachment:
     """``vg-one-100/lv-one-7-0`` is activated, and becomes ``/dev/loop0``."""
     from mapper_lvm import volumes
 
-    return volumes.attach(disk, options, transports)
+    return volumes.attach(disk, image, options, transports)
 
 
 @hookimpl
@@ -77,30 +77,30 @@ def resize(disk: Disk, size: int, attachment: Attachment | None) -> None:
 @hookimpl
 def snapshots(disk: Disk) -> tuple[Snapshot, ...]:
     """List them."""
-    from mapper_lvm import volumes
+    from mapper_lvm import kept
 
-    return volumes.snapshots(disk)
+    return kept.listed(disk)
 
 
 @hookimpl
 def snapshot_create(disk: Disk, name: str) -> None:
     """``lvcreate --snapshot``, also while it is mapped."""
-    from mapper_lvm import volumes
+    from mapper_lvm import kept
 
-    volumes.snapshot_create(disk, name)
+    kept.create(disk, name)
 
 
 @hookimpl
 def snapshot_revert(disk: Disk, name: str) -> None:
     """``lvconvert --merge``."""
-    from mapper_lvm import volumes
+    from mapper_lvm import kept
 
-    volumes.snapshot_revert(disk, name)
+    kept.revert(disk, name)
 
 
 @hookimpl
 def snapshot_delete(disk: Disk, name: str) -> None:
     """``lvremove``."""
-    from mapper_lvm import volumes
+    from mapper_lvm import kept
 
-    volumes.snapshot_delete(disk, name)
+    kept.delete(disk, name)

@@ -6,12 +6,13 @@ They are asked about one volume at a time, by name, and answer in JSON (lvmrepor
 from __future__ import annotations
 
 import json
+import re
 
-from mapper_core.errors import CommandFailed, ImageNotFound, KernelError
+from mapper_core.errors import CommandFailed, ImageInUse, ImageNotFound, KernelError, NotSupported
 from mapper_core.frozen import dataclass
 from mapper_core.linux import confine
 from mapper_core.process import Output, run
-from mapper_lvm.names import VolumeName
+from mapper_lvm.names import VolumeName, is_name
 
 #: A command waits for its lock, for udev, and for the devices that it scans.
 SECONDS = 60
@@ -28,7 +29,12 @@ _CAPABILITIES = (
     confine.CAP_SYS_NICE,
 )
 
-_FIELDS = "lv_name,lv_uuid,vg_uuid,lv_size,lv_active,lv_device_open,lv_layout,origin,pool_lv,vg_extent_size,lv_time"
+#: A tag: a volume is being brought back to the snapshot whose name follows.
+REVERTING = "mapper.revert="
+
+_FIELDS = "lv_name,lv_uuid,vg_uuid,lv_size,lv_active,lv_device_open,lv_layout,origin,pool_lv,vg_extent_size,lv_tags"
+
+_MISSING = re.compile(r'Volume group "[^"]*" not found|Failed to find logical volume')
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +49,8 @@ class LogicalVolume:
     :param origin: name of the volume whose snapshot it is; empty for others.
     :param pool: name of the thin pool that it is in; empty for others.
     :param extent: unit of sizes in its group, bytes.
-    :param created: seconds since the epoch.
+    :param created: seconds since the epoch; 0 when that was not asked for, which takes longer.
+    :param reverting: name of the snapshot it is being brought back to; empty for others.
     """
 
     name: str
@@ -56,6 +63,7 @@ class LogicalVolume:
     pool: str
     extent: int
     created: int
+    reverting: str
 
 
 def lvm(command: str, *arguments: str, subject: str, timeout: float = SECONDS) -> Output:
@@ -71,29 +79,63 @@ def show(name: VolumeName) -> LogicalVolume:
 
     :raises ImageNotFound: there is none of that name.
     """
-    try:
-        volumes = _report(str(name))
-    except CommandFailed as error:
-        if "Failed to find logical volume" in error.stderr or "not found" in error.stderr:
-            raise ImageNotFound("there is no such logical volume", subject=str(name), hint="lvs shows them") from error
-        raise
+    volumes = _report(name, str(name))
     if len(volumes) != 1:
-        raise ImageNotFound("there is no such logical volume", subject=str(name), hint="lvs shows them")
+        raise _missing(name)
     return volumes[0]
 
 
-def snapshots_of(name: VolumeName) -> tuple[LogicalVolume, ...]:
-    """List the volumes of its group that are snapshots of a volume, the oldest first."""
-    found = [volume for volume in _report(name.group) if volume.origin == name.volume]
-    return tuple(sorted(found, key=lambda volume: (volume.created, volume.name)))
+def family(name: VolumeName) -> tuple[LogicalVolume, tuple[LogicalVolume, ...]]:
+    """Look at one volume and those that are snapshots of it, the oldest first, by one command.
+
+    :raises ImageNotFound: there is none of that name.
+    """
+    times = ("-o", "+lv_time", "--config", 'report { time_format="%s" }')
+    volumes = _report(name, *times, "--select", f'lv_name="{name.volume}" || origin="{name.volume}"', name.group)
+    found = [volume for volume in volumes if volume.name == name.volume]
+    if not found:
+        raise _missing(name)
+    own = [volume for volume in volumes if volume.origin == name.volume]
+    return found[0], tuple(sorted(own, key=lambda volume: (volume.created, volume.name)))
 
 
-def _report(target: str) -> tuple[LogicalVolume, ...]:
-    output = lvm(
-        *("lvs", "--reportformat", "json", "--units", "b", "--nosuffix", "--binary"),
-        *("-o", _FIELDS, "--config", 'report { time_format="%s" }', target),
-        subject=target,
-    )
+def usable(name: VolumeName) -> LogicalVolume:
+    """Look at a volume that shall be a disk.
+
+    :raises NotSupported: it is none.
+    """
+    volume = show(name)
+    if "pool" in volume.layout.split(","):
+        raise NotSupported("is a pool for other volumes, and no disk", subject=str(name))
+    return volume
+
+
+def refuse_open(volume: LogicalVolume, name: VolumeName) -> None:
+    """Refuse to go on with a volume that somebody uses.
+
+    :raises ImageInUse: its device is open.
+    """
+    if volume.open:
+        raise ImageInUse("somebody uses it", subject=str(name), hint=f"look at it with: lsblk {name.device}")
+
+
+def is_missing(error: CommandFailed) -> bool:
+    """Whether a command failed because there is no such group or volume."""
+    return _MISSING.search(error.stderr) is not None
+
+
+def _missing(name: VolumeName) -> ImageNotFound:
+    return ImageNotFound("there is no such logical volume", subject=str(name), hint="lvs shows them")
+
+
+def _report(name: VolumeName, *arguments: str) -> tuple[LogicalVolume, ...]:
+    options = ("--reportformat", "json", "--units", "b", "--nosuffix", "--binary", "-o", _FIELDS)
+    try:
+        output = lvm("lvs", *options, *arguments, subject=str(name))
+    except CommandFailed as error:
+        if is_missing(error):
+            raise _missing(name) from error
+        raise
     return parse(output.stdout)
 
 
@@ -120,5 +162,12 @@ def _volume(row: dict[str, str]) -> LogicalVolume:
         origin=row["origin"].strip("[]"),
         pool=row["pool_lv"].strip("[]"),
         extent=int(row["vg_extent_size"]),
-        created=int(row["lv_time"] or 0),
+        created=int(row.get("lv_time", 0)),
+        reverting=_reverting(row["lv_tags"]),
     )
+
+
+def _reverting(tags: str) -> str:
+    """The snapshot that a tag names, if that could be one of ours."""
+    names = (tag.removeprefix(REVERTING) for tag in tags.split(",") if tag.startswith(REVERTING))
+    return next(filter(is_name, names), "")

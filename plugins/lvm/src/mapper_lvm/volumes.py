@@ -11,29 +11,26 @@ from mapper_core.errors import (
     DeviceBusy,
     ImageInUse,
     ImageNotFound,
-    KernelError,
     NotSupported,
-    Refused,
-    SnapshotMissing,
     UsageError,
 )
 from mapper_core.linux import loop
-from mapper_core.model import Access, Attachment, Disk, ImageInfo, MapOptions, Snapshot
+from mapper_core.model import Access, Attachment, Disk, ImageInfo, MapOptions
 from mapper_core.resources import PluginResource
 from mapper_core.runtime import boot_id
 from mapper_core.transports import Transports
 from mapper_core.transports.base import Availability, Scope
 from mapper_core.transports.blockgraph import BlockNode
 from mapper_core.transports.loop import LoopTransport
-from mapper_lvm import tool
+from mapper_lvm import active, kept, tool
 from mapper_lvm.names import VolumeName, is_name, parse
 
 ACTIVE = "lvm-active"
-#: Between the name of a volume and that of a snapshot of it.
-_SNAPSHOT = "_snap_"
+#: Details of a volume: its uuids, and the snapshot to which it was being brought back when that was interrupted.
+_IDENTITY = "identity"
+_INTERRUPTED = "interrupted revert"
 #: A whole volume is written.
 _ZERO_SECONDS = 3600
-_MERGE_SECONDS = 3600
 
 #: Settings of a disk.
 _POOL = "thinpool"
@@ -73,39 +70,40 @@ class LvmTransport:
             os.close(fd)
 
 
-def attach(disk: Disk, options: MapOptions, transports: Transports) -> Attachment:
+def attach(disk: Disk, image: ImageInfo, options: MapOptions, transports: Transports) -> Attachment:
     """Activate a volume, and make a device of it.
 
+    :param image: what :func:`inspect` has just said.
     :raises ImageInUse: somebody uses it.
     """
-    name = parse(disk.source)
-    _settings(disk)
-    volume = _usable(name)
-    if volume.open:
-        raise ImageInUse("somebody uses it", subject=str(name), hint=f"look at it with: lsblk {name.device}")
-    if not volume.active:
-        transports.record(PluginResource(ACTIVE, (("identity", volume.identity), ("boot", boot_id()))))
+    name, known = parse(disk.source), dict(image.detail)
+    if _INTERRUPTED in known:
+        kept.settled(name)
+    if active.find(known[_IDENTITY]) is None:
+        transports.record(PluginResource(ACTIVE, ((_IDENTITY, known[_IDENTITY]), ("boot", boot_id()))))
         tool.lvm("lvchange", "--activate", "y", "--ignoreactivationskip", str(name), subject=str(name))
+    else:
+        tool.refuse_open(tool.show(name), name)
     return transports.attach(BlockNode("raw", name.device), options, (LvmTransport(name),))
 
 
 def release(disk: Disk, resource: PluginResource) -> None:
-    """Deactivate the volume, if it is still the one that was activated here. After a boot the host has decided anew.
+    """Deactivate the volume that was activated, whatever it is called by now. After a boot the host has decided anew.
 
     :raises DeviceBusy: somebody uses it.
     """
-    name, values = parse(disk.source), dict(resource.values)
-    try:
-        if values["boot"] != boot_id() or tool.show(name).identity != values["identity"]:
-            return
-    except ImageNotFound:
+    values = dict(resource.values)
+    name = active.find(values[_IDENTITY]) if values["boot"] == boot_id() else None
+    if name is None:
         return
     try:
-        tool.lvm("lvchange", "--activate", "n", str(name), subject=str(name))
+        tool.lvm("lvchange", "--activate", "n", str(name), subject=disk.source)
     except CommandFailed as error:
+        if tool.is_missing(error):
+            return  # its disks have been taken away: LVM does not know it any more
         if " in use" not in error.stderr:
             raise
-        raise DeviceBusy("the logical volume is in use", subject=str(name), hint=f"lsblk {name.device}") from error
+        raise DeviceBusy("the logical volume is in use", subject=disk.source, hint=f"lsblk {name.device}") from error
 
 
 def identity(disk: Disk) -> str:
@@ -117,20 +115,17 @@ def inspect(disk: Disk) -> ImageInfo:
     """Look at a volume."""
     name = parse(disk.source)
     _settings(disk)
-    volume = _usable(name)
-    detail = [("layout", volume.layout), ("active", "yes" if volume.active else "no")]
-    if volume.pool:
-        detail.append(("thin pool", volume.pool))
+    volume = tool.usable(name)
+    detail = [
+        ("layout", volume.layout),
+        ("active", "yes" if volume.active else "no"),
+        (_IDENTITY, volume.identity),
+        *([("thin pool", volume.pool)] if volume.pool else []),
+        *([(_INTERRUPTED, volume.reverting)] if volume.reverting else []),
+    ]
     return ImageInfo(
         disk.source, disk.format, volume.size, volume.size, variant=volume.layout.split(",")[0], detail=tuple(detail)
     )
-
-
-def _usable(name: VolumeName) -> tool.LogicalVolume:
-    volume = tool.show(name)
-    if "pool" in volume.layout.split(","):
-        raise NotSupported("is a pool for other volumes, and no disk", subject=str(name))
-    return volume
 
 
 def _settings(disk: Disk) -> str:
@@ -191,7 +186,7 @@ def _zero(name: VolumeName) -> None:
 def resize(disk: Disk, size: int, attachment: Attachment | None) -> None:
     """Make a volume larger, and the loop device on it."""
     name = parse(disk.source)
-    volume = _usable(name)
+    volume, own = kept.settled(name)
     if size % volume.extent:
         raise UsageError(
             f"{size} bytes are no multiple of {volume.extent}, in which sizes of its group are counted",
@@ -199,7 +194,7 @@ def resize(disk: Disk, size: int, attachment: Attachment | None) -> None:
             hint=f"take {-(-size // volume.extent) * volume.extent} bytes",
         )
     if volume.size < size:
-        if attachment is not None and not volume.pool and tool.snapshots_of(name):
+        if attachment is not None and not volume.pool and own:
             raise NotSupported(
                 "has a snapshot outside of a thin pool; LVM enlarges it only while nobody uses it",
                 subject=str(name),
@@ -208,92 +203,3 @@ def resize(disk: Disk, size: int, attachment: Attachment | None) -> None:
         tool.lvm("lvextend", "--size", f"{size}b", str(name), subject=str(name))
     if attachment is not None:
         loop.set_capacity(attachment.device)
-
-
-# --- snapshots -------------------------------------------------------------------------------------------------
-
-
-def snapshots(disk: Disk) -> tuple[Snapshot, ...]:
-    """List the snapshots that were made here."""
-    name = parse(disk.source)
-    prefix = f"{name.volume}{_SNAPSHOT}"
-    return tuple(
-        Snapshot(volume.name.removeprefix(prefix), volume.size, volume.created)
-        for volume in tool.snapshots_of(name)
-        if volume.name.startswith(prefix)
-    )
-
-
-def snapshot_create(disk: Disk, name: str) -> None:
-    """Make a snapshot: in a thin pool of no size, otherwise with room for all that can change."""
-    origin = parse(disk.source)
-    snapshot = _snapshot_name(origin, name)
-    volume = _usable(origin)
-    room = () if volume.pool else ("--extents", "100%ORIGIN")
-    tool.lvm("lvcreate", "--yes", "--snapshot", *room, "--name", snapshot.volume, str(origin), subject=str(origin))
-    if not volume.active:  # outside of thin pools both are active by now
-        tool.lvm("lvchange", "--activate", "n", str(origin), subject=str(origin))
-
-
-def snapshot_revert(disk: Disk, name: str) -> None:
-    """Bring the volume back.
-
-    LVM does that by dissolving the snapshot in its origin. It is made anew afterwards; when this is interrupted in between, the
-    volume is back, and the snapshot is gone.
-
-    :raises ImageInUse: the volume is open: LVM would wait with it for the next activation.
-    """
-    origin = parse(disk.source)
-    if tool.show(origin).open:
-        raise ImageInUse("somebody uses it", subject=str(origin), hint=f"look at it with: lsblk {origin.device}")
-    snapshot = _snapshot_name(origin, name)
-    _require(snapshot, name)
-    tool.lvm("lvconvert", "--yes", "--merge", str(snapshot), subject=str(snapshot), timeout=_MERGE_SECONDS)
-    _finish_merge(origin, snapshot)
-    snapshot_create(disk, name)
-
-
-def _finish_merge(origin: VolumeName, snapshot: VolumeName) -> None:
-    """Let the copying go on, which happens while the origin is active, to its end."""
-    was_active = tool.show(origin).active
-    tool.lvm("lvchange", "--activate", "y", str(origin), subject=str(origin))
-    try:
-        tool.lvm(
-            "lvpoll",
-            "--polloperation",
-            "merge",
-            "--interval",
-            "1",
-            str(origin),
-            subject=str(origin),
-            timeout=_MERGE_SECONDS,
-        )
-    except CommandFailed as error:
-        if "No snapshot to merge" not in error.stderr and "not found" not in error.stderr:
-            raise
-    finally:
-        if not was_active:
-            tool.lvm("lvchange", "--activate", "n", str(origin), subject=str(origin))
-    if any(volume.name == snapshot.volume for volume in tool.snapshots_of(origin)):
-        raise KernelError("LVM has not dissolved the snapshot", subject=str(snapshot))
-
-
-def snapshot_delete(disk: Disk, name: str) -> None:
-    """Remove a snapshot."""
-    snapshot = _snapshot_name(parse(disk.source), name)
-    _require(snapshot, name)
-    tool.lvm("lvremove", "--yes", str(snapshot), subject=str(snapshot))
-
-
-def _snapshot_name(origin: VolumeName, name: str) -> VolumeName:
-    whole = f"{origin.volume}{_SNAPSHOT}{name}"
-    if not is_name(whole):
-        raise Refused("the name of the snapshot is too long for LVM", subject=str(origin))
-    return VolumeName(origin.group, whole)
-
-
-def _require(snapshot: VolumeName, name: str) -> None:
-    try:
-        tool.show(snapshot)
-    except ImageNotFound:
-        raise SnapshotMissing(f"has no snapshot {name}", subject=str(snapshot)) from None
