@@ -112,7 +112,13 @@ class LxdClient(Power, Commands):
         if found.root_pool:
             placement.check_clear(self.directory(found), self.daemon_pid())
         if PROTECTION in found.config:
-            self._unprotect(name)
+            try:
+                self._unprotect(name)
+            except (
+                LxdFailed
+            ):  # one that died while it created the instance misses its directory, after it has made the change
+                if PROTECTION in self.instance(name).config:
+                    raise
         what = "delete the instance"
         with contextlib.suppress(InstanceNotFound):
             answer = self._connection.send(self._node(name).delete, what, name)
