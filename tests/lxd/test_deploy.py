@@ -354,7 +354,6 @@ def test_the_error_has_the_form_of_the_version(world: World) -> None:
         assert ("ERROR MESSAGE" in done.stderr) == version.startswith("5")
 
 
-@lxd_is_enough
 def test_the_daemon_is_down(world: World) -> None:
     xml = world.machine(11)
     for done in (
@@ -366,7 +365,6 @@ def test_the_daemon_is_down(world: World) -> None:
     world.nothing_left()
 
 
-@lxd_is_enough
 def test_reconcile_leaves_a_stopped_container_whose_daemon_is_away(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -393,7 +391,6 @@ def test_a_stranger_of_that_name_that_runs_is_not_touched(world: World) -> None:
     world.nothing_left()
 
 
-@lxd_is_enough
 def test_two_calls_for_one_machine_at_once(world: World) -> None:
     """Y-05: one works, the other is told so."""
     xml = world.machine(13)

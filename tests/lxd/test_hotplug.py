@@ -93,7 +93,6 @@ def test_disk_1_beside_disk_10(plug: Plug) -> None:
     assert machine.inside("cat", "/media/20/number") == "a third", done.stderr
 
 
-@lxd_is_enough
 def test_the_same_call_twice_and_two_at_once(plug: Plug) -> None:
     """U-09, Y-05."""
     machine, disk = plug.machine, plug.make(2)
@@ -300,7 +299,6 @@ def test_a_container_that_is_gone(plug: Plug) -> None:
     machine.nothing_left()
 
 
-@lxd_is_enough
 def test_killed_at_any_moment(plug: Plug, tmp_path: Path) -> None:
     """kill -9 of attach and detach: the same call again finishes it, and reconcile takes nothing away that is in use."""
     machine, disk = plug.machine, plug.make(2)
@@ -348,7 +346,6 @@ def test_storage_of_a_container_made_by_hand_is_left_alone(lab: Lab, client: Lxd
         client.delete("by-hand")
 
 
-@lxd_is_enough
 def test_the_daemon_is_away(plug: Plug) -> None:
     ok(plug.attach(2, plug.make(2)))
     before = plug.state()

@@ -50,7 +50,6 @@ def test_states_and_usage(machine: Machine) -> None:
     assert _poll(machine) == {"STATE": "d"}
 
 
-@lxd_is_enough
 def test_nothing_is_said_while_an_action_works_and_poll_is_in_nobodys_way(machine: Machine) -> None:
     """one#5581: POWEROFF in the middle of a shutdown would end it for oned."""
     with lock(Mapper.open(), machine.name):
@@ -79,7 +78,6 @@ with lock(Mapper.open(), {name!r}):
 """
 
 
-@lxd_is_enough
 def test_one_request(machine: Machine) -> None:
     """Besides the greeting that every connection begins with."""
     client = LxdClient.connect([machine.one.socket])

@@ -89,7 +89,6 @@ def test_a_container_that_is_gone(machine: Machine) -> None:
     assert machine.all_disks()
 
 
-@lxd_is_enough
 def test_two_restarts_at_once(machine: Machine) -> None:
     """Y-05: one works, the other is told so, and the container runs."""
     before = machine.all_disks()
@@ -110,7 +109,6 @@ def test_live_migration_is_refused_at_once_and_the_machine_runs_on(machine: Mach
     assert machine.all_disks()
 
 
-@lxd_is_enough
 def test_a_deployment_that_nobody_finished_is_done_again(machine: Machine) -> None:
     """The daemon went away after it had started the container, so that the failed call could not undo that."""
     refused = machine.deploy()

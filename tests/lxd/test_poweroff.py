@@ -21,7 +21,7 @@ from mapper_core.linux import mountinfo
 from mapper_core.mapping import Mapper
 from mapper_core.tree import mounted
 
-from .conftest import Lab, lxd_is_enough
+from .conftest import Lab
 from .machine import Machine, ok
 from .one import One
 
@@ -127,7 +127,6 @@ def test_a_guest_that_reboots_keeps_its_disks_however_often_it_is_looked_at(mach
     assert machine.boots() == "boot boot shutdown boot"
 
 
-@lxd_is_enough
 def test_an_action_waits_for_a_release_that_has_begun(machine: Machine) -> None:
     machine.client.stop(machine.name)
     release = _HOLD.replace("lock\n", "lock_for_release\n").replace("lock(", "lock_for_release(")

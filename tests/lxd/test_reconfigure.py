@@ -96,7 +96,6 @@ def test_an_iso_that_cannot_be_read_leaves_the_old_files(plug: Plug, images: Mod
     assert "VALUE='good'" in machine.inside("cat", "/context/context.sh")
 
 
-@lxd_is_enough
 def test_a_context_that_the_machine_did_not_have(
     lab: Lab, client: LxdClient, images: ModuleType, tmp_path: Path
 ) -> None:

@@ -75,7 +75,6 @@ def test_suspend_by_freezing_keeps_memory_and_disks(machine: Machine) -> None:
     assert not machine.checkpoint.exists()
 
 
-@lxd_is_enough
 def test_a_frozen_container_that_was_lost_starts_anew_and_that_is_said(machine: Machine) -> None:
     """The host was booted, or somebody stopped it: the memory is gone, what was on the disks is not."""
     allow(machine.one, suspend="freeze")

@@ -10,7 +10,7 @@ import pytest
 from mapper_driver.lxd.client import LxdClient
 from mapper_driver.lxd.model import Status
 
-from .conftest import Lab, lxd_is_enough
+from .conftest import Lab
 from .machine import Machine, ok
 from .one import One
 
@@ -71,7 +71,6 @@ def test_its_whole_life(wild: Wild) -> None:
     assert wild.client.exists("by-hand")
 
 
-@lxd_is_enough
 def test_a_name_in_the_arguments_alone_does_not_make_it_ours(wild: Wild) -> None:
     """DEPLOY_ID is missing in the XML: the container with the files in it is still not deleted."""
     xml = wild.xml.replace("<DEPLOY_ID>by-hand</DEPLOY_ID>", "<DEPLOY_ID></DEPLOY_ID>")
@@ -92,7 +91,6 @@ def test_a_disk_of_its_own_is_its_own(wild: Wild, lab: Lab, tmp_path: Path) -> N
     ok(wild.power("cancel"))
 
 
-@lxd_is_enough
 def test_one_that_is_gone(wild: Wild, lab: Lab) -> None:
     wild.client.stop("by-hand")
     gone = wild.xml.replace("by-hand", "gone")
