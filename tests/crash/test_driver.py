@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
-from mapper_driver.errors import InstanceNotFound
+from mapper_driver.errors import InstanceNotFound, InstanceNotRunning, LxdFailed
 from mapper_driver.lxd.client import LxdClient
 from mapper_driver.lxd.model import Status
 
@@ -155,8 +155,16 @@ class Life:
         """On all its disks, whose content is there, and which can be written."""
         if self.status() is not Status.RUNNING or not set(PLACES) <= self.machine.seen().keys():
             return False
-        self.machine.inside("sh", "-c", "for i in / /home /data; do echo x > $i/probe && rm $i/probe || exit 1; done")
-        return self.machine.inside("cat", "/context/context.sh") != ""
+        write = "for i in / /home /data; do echo x > $i/probe && rm $i/probe || exit 1; done; cat /context/context.sh"
+        try:
+            done = self.client.execute(self.machine.name, ("sh", "-c", write), deadline_seconds=30)
+        except (InstanceNotRunning, LxdFailed):  # it has ended meanwhile
+            return False
+        return done.status == 0 and done.stdout != b""
+
+    def is_broken(self) -> bool:
+        """It runs, and those who serve its disks are dead: an operator has to end it."""
+        return self.status() is Status.RUNNING and not self.runs()
 
     def is_off(self) -> bool:
         """No disk is in use; a container may be left that has nothing."""
@@ -242,26 +250,34 @@ def _go_through(life: Life, step: Step, moment: int, ending: Ending, deaths: Dea
     if moment < 0 or not said:  # it has come to its end
         assert done.returncode == 0, done.stderr
     elif ending.repeat:
-        _repeat(step)
+        _repeat(step, life)
     else:
-        patiently(lambda: _reconcile(step))
+        patiently(lambda: _reconcile(step, life))
         if not step.is_done():
-            _repeat(step)
+            _repeat(step, life)
     assert step.is_done(), done.stderr
     return said
 
 
-def _repeat(step: Step) -> None:
+def _repeat(step: Step, life: Life) -> None:
     done = step.act()
+    if done.returncode != 0 and step.name == "deploy" and life.is_broken():
+        life.machine.power("cancel")
+        done = step.act()
     # a machine that runs already is not deployed twice
     assert done.returncode == 0 or (step.name == "deploy" and step.is_done()), done.stderr
 
 
-def _reconcile(step: Step | None = None) -> None:
+def _reconcile(step: Step, life: Life) -> None:
+    report = _put_in_order()
+    if not step.is_done() and not step.is_undone() and not (step.name == "deploy" and life.is_broken()):
+        raise Busy(f"neither done nor undone after reconcile: {report}, {Mapper.open().mapped()}")
+
+
+def _put_in_order() -> object:
     report = reconcile(Mapper.open())
     assert report.problems == (), report.problems
-    if step is not None and not step.is_done() and not step.is_undone():
-        raise Busy(f"neither done nor undone after reconcile: {report}, {Mapper.open().mapped()}")
+    return report
 
 
 def _moments(choice: str, known: dict[str, list[str]]) -> Iterator[dict[str, int]]:
@@ -324,7 +340,7 @@ def _end(life: Life, wrong: list[str]) -> None:
     try:
         if life.status() is not None:
             life.machine.power("cancel")
-        _reconcile()
+        _put_in_order()
         life.machine.nothing_left()
     except Exception:
         wrong.append(f"--- after the life\n{traceback.format_exc()}")
