@@ -23,6 +23,7 @@ from types import FrameType
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 
+import bootstrap  # noqa: E402
 import image  # noqa: E402
 import machine  # noqa: E402
 from common import NOT_RUNNING, LabError, ignore_interrupts  # noqa: E402
@@ -127,7 +128,7 @@ def run_in(cache: str, options: argparse.Namespace) -> int:
         if not os.path.exists(path):
             raise LabError(f"{path}: there is no such file")
     built = image.build(cache)
-    with image.workplace(cache, "run-") as directory:
+    with bootstrap.workplace(cache, "run-") as directory:
         try:
             return machine.run_job(built, job, directory)
         finally:

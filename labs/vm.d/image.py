@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 
+import bootstrap
 from common import LabError, run
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 SUITE = "bookworm"
-MIRROR = "http://deb.debian.org/debian"
-BUILD_SECONDS = 1200.0
 SPARE_MIB = 3072  # free space on the root disk; what is written in a run goes to a temporary file instead
 #: What decides about the content of an image.
 INPUTS = ("packages.txt", "add-kernel", "initramfs-init", "image.py")
@@ -98,7 +93,7 @@ def build(cache: str) -> Image:
     if image.is_built:
         return image
     require_programs()
-    with workplace(cache, "build-") as directory:
+    with bootstrap.workplace(cache, "build-") as directory:
         _make_root(directory)
         tree = f"{directory}/root"
         _make_initramfs(directory, tree)
@@ -115,70 +110,20 @@ def build(cache: str) -> Image:
     return image
 
 
-@contextlib.contextmanager
-def workplace(cache: str, prefix: str) -> Iterator[str]:
-    """A new directory that is removed at the end, if it is still there; those of killed processes are removed first.
-
-    It is locked while this process, or a program that was given the lock, lives.
-    """
-    os.makedirs(cache, mode=0o755, exist_ok=True)
-    remove_abandoned(cache)
-    directory = tempfile.mkdtemp(prefix=prefix, dir=cache)
-    lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        os.set_inheritable(lock, True)
-        yield directory
-    finally:
-        os.close(lock)
-        shutil.rmtree(directory, ignore_errors=True)
-
-
 def in_use(cache: str) -> list[str]:
     """Work directories of commands that are running."""
-    return [path for path in _workplaces(cache) if not _is_free(path)]
+    return [path for path in _workplaces(cache) if not bootstrap.is_free(path)]
 
 
 def remove_abandoned(cache: str) -> None:
     """Remove the work directories of commands that were killed."""
     for path in _workplaces(cache):
-        if _is_free(path):
+        if bootstrap.is_free(path):
             shutil.rmtree(path, ignore_errors=True)
 
 
 def _workplaces(cache: str) -> list[str]:
-    try:
-        names = os.listdir(cache)
-    except FileNotFoundError:
-        return []
-    return [f"{cache}/{name}" for name in names if name.startswith(("build-", "run-"))]
-
-
-def _is_free(directory: str) -> bool:
-    try:
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(fd)
-    return True
-
-
-def sources() -> list[str]:
-    """Lines of sources.list: the mirror that this host uses for Debian, where it runs the same release."""
-    wanted = "$(SITE)|$(CODENAME)|$(COMPONENT)"
-    try:
-        argv = ["apt-get", "indextargets", "--format", wanted, "Created-By: Packages", "Origin: Debian"]
-        lines = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
-    except (OSError, subprocess.SubprocessError):
-        lines = []
-    fields = [line.split("|") for line in dict.fromkeys(lines)]
-    own = [f"deb {site} {name} {part}" for site, name, part in fields if name.startswith(SUITE) and part == "main"]
-    return own or [f"deb {MIRROR} {SUITE} main"]
+    return [*bootstrap.workplaces(cache, "build-"), *bootstrap.workplaces(cache, "run-")]
 
 
 def packages() -> list[str]:
@@ -189,32 +134,10 @@ def packages() -> list[str]:
 
 
 def _make_root(directory: str) -> None:
-    """Unpack and configure the packages, with all mounts of that in a namespace which goes with the process."""
-    argv = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(packages())}"]
-    argv += ['--aptopt=APT::Install-Recommends "false"', "--aptopt=Acquire::Retries 3"]
-    argv += [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "man", "locale", "info")]
-    argv += [f"--customize-hook={HERE}/add-kernel", SUITE, f"{directory}/root", *sources()]
-    with open(f"{directory}/log", "w+", encoding="utf-8", errors="replace") as log:
-        builder = subprocess.Popen(
-            ["nice", "setpriv", "--pdeathsig", "TERM", "unshare", "--mount", "--propagation", "private", *argv],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,  # ^C reaches us, and we end it
-            close_fds=False,  # it holds the lock of the directory
-        )
-        try:
-            status = builder.wait(BUILD_SECONDS)
-        except BaseException:
-            builder.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                builder.wait(30)
-            builder.kill()
-            builder.wait()
-            raise
-        if status != 0:
-            log.seek(0)
-            raise LabError(f"mmdebstrap ended with {status}:\n{''.join(log.readlines()[-20:])}")
+    """Unpack and configure the packages."""
+    options = ["--variant=minbase", f"--customize-hook={HERE}/add-kernel"]
+    options += [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "man", "locale", "info")]
+    bootstrap.bootstrap(f"{directory}/root", SUITE, packages(), f"{directory}/log", *options)
 
 
 def _make_initramfs(directory: str, tree: str) -> None:
