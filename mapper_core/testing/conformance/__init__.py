@@ -42,6 +42,8 @@ class PluginConformance(OnContract, OnDevices, OnProcesses, OnCapabilities, OnCr
     :cvar format: name of the format, as in the plugin's entry point.
     :cvar access: the widest access that the disks of ``make_disk`` allow.
     :cvar transport: how all disks are mapped; ``None``: by the first transport that works.
+    :cvar every: of long rows of cases (steps at which a process dies, hostile values) each so manieth is tried, for disks that
+        take seconds to map. It should be odd, or processes would die at one side of each step only.
     """
 
     access = Access.READ_WRITE

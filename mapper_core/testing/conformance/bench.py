@@ -141,6 +141,7 @@ class OnBench:
     format: str = ""
     access: Access = Access.READ_WRITE
     transport: str | None = None
+    every: int = 1
 
     @pytest.fixture
     def make_disk(self) -> MakeDisk:

@@ -55,7 +55,7 @@ class OnCrashes(OnBench):
             assert not difference(bench.content(disk), content)
             bench.check_nothing_left()
 
-        _kill_at_every_step(bench, disk, lambda: bench.map(disk, Access.READ_ONLY), finish, lambda: None)
+        self._kill_at_every_step(bench, disk, lambda: bench.map(disk, Access.READ_ONLY), finish, lambda: None)
 
     @proves("kill -9", "unmap", "release")
     def test_killed_while_it_unmaps(self, bench: Bench) -> None:
@@ -73,40 +73,41 @@ class OnCrashes(OnBench):
                 assert reconcile(bench.mapper, Mode.REPAIR).problems == ()
             bench.check_nothing_left()
 
-        _kill_at_every_step(bench, disk, lambda: bench.unmap(disk.source), finish, begin)
+        self._kill_at_every_step(bench, disk, lambda: bench.unmap(disk.source), finish, begin)
         assert not difference(bench.content(disk), content)
+
+    def _kill_at_every_step(
+        self,
+        bench: Bench,
+        disk: Disk,
+        work: Callable[[], object],
+        finish: Callable[[Remedy, bool], None],
+        begin: Callable[[], None],
+    ) -> None:
+        """Let processes do the work and die, each one step later than the one before, until one survives.
+
+        :param finish: puts things in order after each; gets how, and whether the disk is mapped.
+        :param begin: prepares each.
+        """
+        moments = itertools.product(range(MOST_STEPS), Moment)
+        for kills, (step, moment) in enumerate(itertools.islice(moments, 0, None, self.every)):
+            remedy = Remedy.REPEAT if (step % 2 == 0) is (moment is Moment.BEFORE) else Remedy.RECONCILE
+            with bench.case(f"killed {moment.value} step {step}, then {remedy.value}"):
+                begin()
+                with workers(partial(_die_at, step, moment, work)) as (worker,):
+                    worker.go()
+                    status, text = worker.wait()
+                assert status in (0, KILLED), text
+                finish(remedy, _is_mapped(bench, disk))
+            if status == 0:
+                assert kills > 0
+                bench.note("kills", kills)
+                return
+        raise AssertionError(f"more than {MOST_STEPS} steps")
 
 
 def _is_mapped(bench: Bench, disk: Disk) -> bool:
     return bench.mapper.find(bench.mapper.identify(disk).id) is not None
-
-
-def _kill_at_every_step(
-    bench: Bench,
-    disk: Disk,
-    work: Callable[[], object],
-    finish: Callable[[Remedy, bool], None],
-    begin: Callable[[], None],
-) -> None:
-    """Let processes do the work and die, each one step later than the one before, until one survives.
-
-    :param finish: puts things in order after each; gets how, and whether the disk is mapped.
-    :param begin: prepares each.
-    """
-    for kills, (step, moment) in enumerate(itertools.product(range(MOST_STEPS), Moment)):
-        remedy = Remedy.REPEAT if (step % 2 == 0) is (moment is Moment.BEFORE) else Remedy.RECONCILE
-        with bench.case(f"killed {moment.value} step {step}, then {remedy.value}"):
-            begin()
-            with workers(partial(_die_at, step, moment, work)) as (worker,):
-                worker.go()
-                status, text = worker.wait()
-            assert status in (0, KILLED), text
-            finish(remedy, _is_mapped(bench, disk))
-        if status == 0:
-            assert kills > 0
-            bench.note("kills", kills)
-            return
-    raise AssertionError(f"more than {MOST_STEPS} steps")
 
 
 def _die_at(step: int, moment: Moment, work: Callable[[], object]) -> str:

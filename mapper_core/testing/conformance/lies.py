@@ -7,6 +7,7 @@ not told about any device.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -95,14 +96,13 @@ class OnLies(OnBench):
                     bench.unmap(disk.source)  # what is of a transport of the plugin's own only the plugin can take away
                 bench.check_nothing_left()
 
-    @staticmethod
-    def _refuses(bench: Bench, hook: str, lies: dict[str, Lie]) -> list[BaseException]:
+    def _refuses(self, bench: Bench, hook: str, lies: dict[str, Lie]) -> list[BaseException]:
         """Let a hook lie; return how each map ended."""
         content = pattern(MIB)
         disk = bench.disk(content)
         before = bench.mapper.journal.ids()
         found: list[BaseException] = []
-        for name, lie in lies.items():
+        for name, lie in itertools.islice(lies.items(), 0, None, self.every):
             with bench.case(name):
                 liar = Mapper(bench.mapper.runtime, _Lying(bench.mapper.registry, hook, lie))
                 with pytest.raises((MapperError, OSError)) as caught:
@@ -110,7 +110,7 @@ class OnLies(OnBench):
                 found.append(caught.value)
                 assert bench.mapper.journal.ids() == before
         assert not difference(bench.content(disk), content), "the plugin does not work any more"
-        bench.note("values", len(lies))
+        bench.note("values", len(found))
         return found
 
 
