@@ -16,6 +16,8 @@ import pytest
 from mapper_driver.lxd.client import LxdClient
 from PIL import Image
 
+from tests.ports import free_port
+
 from .conftest import Lab, lxd_is_enough
 from .machine import Machine, ok
 from .one import One
@@ -24,12 +26,6 @@ pytestmark = [pytest.mark.lxd, pytest.mark.timeout(240)]
 
 GREEN, BLUE = (0, 205, 0), (0, 0, 238)  # colours 2 and 4 of xterm
 PASSWORD = "secret/7"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def with_console(machine: Machine, port: int, password: str = PASSWORD) -> Machine:
