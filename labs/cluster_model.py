@@ -50,9 +50,6 @@ mon_warn_on_pool_no_redundancy = false
 # percent of the disk that must be free: it is that of the machine, and says nothing about this cluster
 mon_data_avail_warn = 2
 mon_data_avail_crit = 1
-# reads are allowed for this times osd_heartbeat_grace (20 seconds) after the last word of other OSDs. There are none: one
-# that was paused for longer may answer no read any more (Ceph 16: "waiting for readable", for ever); 0.8 by default
-osd_pool_default_read_lease_ratio = 500
 # seconds for which changes are collected; 1 by default
 paxos_propose_interval = 0.05
 osd_pool_default_size = 1
@@ -63,6 +60,9 @@ osd_crush_chooseleaf_type = 0
 log_file =
 log_to_stderr = true
 [osd]
+# reads are allowed for this times osd_heartbeat_grace (20 seconds) after the last word of other OSDs. There are none: one
+# that was paused for longer may answer no read any more (Ceph 16: "waiting for readable", for ever); 0.8 by default
+osd_pool_default_read_lease_ratio = 500
 public_addr = 127.0.0.1
 cluster_addr = 127.0.0.1
 osd_data = {dir}/osd
