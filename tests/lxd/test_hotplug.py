@@ -299,6 +299,7 @@ def test_a_container_that_is_gone(plug: Plug) -> None:
     machine.nothing_left()
 
 
+@lxd_is_enough
 def test_killed_at_any_moment(plug: Plug, tmp_path: Path) -> None:
     """kill -9 of attach and detach: the same call again finishes it, and reconcile takes nothing away that is in use."""
     machine, disk = plug.machine, plug.make(2)

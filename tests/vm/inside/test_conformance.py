@@ -71,7 +71,7 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Group]:
 
 class TestLvm(PluginConformance):
     format = "lvm"
-    every = 3  # the whole takes 5 minutes of emulation
+    every = 5  # the whole takes 5 minutes of emulation
 
     @pytest.fixture
     def make_disk(self, group: Group) -> Iterator[MakeDisk]:
