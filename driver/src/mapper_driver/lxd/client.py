@@ -114,9 +114,8 @@ class LxdClient(Power, Commands):
         if PROTECTION in found.config:
             try:
                 self._unprotect(name)
-            except (
-                LxdFailed
-            ):  # one that died while it created the instance misses its directory, after it has made the change
+            except LxdFailed:
+                # a daemon that died while it created the instance misses its directory, after it has made the change
                 if PROTECTION in self.instance(name).config:
                     raise
         what = "delete the instance"

@@ -6,17 +6,13 @@ it can only meet itself.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 
 from mapper_core.errors import DeviceBusy, Refused
-from mapper_core.linux import mountinfo, mounts, namespaces
-from mapper_core.linux.mounts import Propagation
+from mapper_core.linux import mountinfo, namespaces
 from mapper_driver.errors import TreeNotPlaced
-from mapper_driver.lxd import placement
-
-_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+from mapper_driver.lxd import clones, placement
 
 #: Filesystems whose server is a process of the guest or another machine, so that a look at a path may never end.
 _REMOTE = ("fuse", "nfs", "cifs", "smb", "9p", "autofs", "ceph")
@@ -92,18 +88,8 @@ def show_disk(pid: int, path: str, directory: str) -> None:
     :param directory: of the tree, on the host.
     :raises TreeNotPlaced: there is no such directory.
     """
-    with contextlib.ExitStack() as stack:
-        clone = mounts.clone_tree(directory, recursive=True)
-        stack.callback(os.close, clone)
-        mounts.set_attributes(clone, recursive=True, propagation=Propagation.PRIVATE)
-        stack.enter_context(namespaces.in_mount_namespace(pid))
-        try:
-            target = _open_directory(path)
-        except OSError as error:
-            text = f"the container has no directory there: {error.strerror}"
-            raise TreeNotPlaced(text, subject=path, hint="make it in the container") from error
-        stack.callback(os.close, target)
-        mounts.attach(clone, target)
+    with clones.detached(directory) as clone:
+        clones.attach_in(pid, clone, lambda: _open_directory(path))
 
 
 def take_disk(pid: int, path: str, directory: str) -> None:
@@ -127,11 +113,14 @@ def take_disk(pid: int, path: str, directory: str) -> None:
 
 def _open_directory(path: str) -> int:
     """A directory of the guest, without following a link of it."""
-    found = os.open("/", _DIRECTORY)
+    found = os.open("/", clones.DIRECTORY)
     for part in path.strip("/").split("/"):
         above = found
         try:
-            found = os.open(part, _DIRECTORY, dir_fd=above)
+            found = os.open(part, clones.DIRECTORY, dir_fd=above)
+        except OSError as error:
+            text = f"the container has no directory there: {error.strerror}"
+            raise TreeNotPlaced(text, subject=path, hint="make it in the container") from error
         finally:
             os.close(above)
     return found

@@ -11,9 +11,9 @@ import contextlib
 import os
 
 from mapper_core.errors import NotMapped
-from mapper_core.linux import mountinfo, mounts, namespaces
-from mapper_core.linux.mounts import Propagation
+from mapper_core.linux import mountinfo, namespaces
 from mapper_driver.errors import TreeNotPlaced
+from mapper_driver.lxd import clones
 from mapper_driver.lxd.placement import peel
 
 
@@ -31,19 +31,17 @@ def lend(directory: str, daemon_pid: int) -> None:
     if [(entry.device, entry.root) for entry in there] == [(entry.device, entry.root) for entry in wanted]:
         return
     withdraw(directory, daemon_pid)
-    with contextlib.ExitStack() as stack:
-        clone = mounts.clone_tree(directory, recursive=True)
-        stack.callback(os.close, clone)
-        mounts.set_attributes(clone, recursive=True, propagation=Propagation.PRIVATE)
-        stack.enter_context(namespaces.in_mount_namespace(daemon_pid))
-        try:
-            os.makedirs(directory, mode=0o700, exist_ok=True)
-            target = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError as error:
-            text = f"the daemon's mount namespace has no place for it: {error.strerror}"
-            raise TreeNotPlaced(text, subject=directory) from error
-        stack.callback(os.close, target)
-        mounts.attach(clone, target)
+    with clones.detached(directory) as clone:
+        clones.attach_in(daemon_pid, clone, lambda: _open_place(directory))
+
+
+def _open_place(directory: str) -> int:
+    try:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        return os.open(directory, clones.DIRECTORY)
+    except OSError as error:
+        text = f"the daemon's mount namespace has no place for it: {error.strerror}"
+        raise TreeNotPlaced(text, subject=directory) from error
 
 
 def withdraw(directory: str, daemon_pid: int) -> bool:

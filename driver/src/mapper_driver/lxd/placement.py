@@ -20,11 +20,12 @@ from dataclasses import dataclass
 
 from mapper_core.errors import DeviceBusy, KernelError, MapperError, NotFound, NotMapped
 from mapper_core.journal import corrupt, read_json, remove_json, write_json
-from mapper_core.linux import mountinfo, mounts, namespaces, process_info
-from mapper_core.linux.mounts import MountAttribute, Propagation
+from mapper_core.linux import mountinfo, namespaces, process_info
+from mapper_core.linux.mounts import MountAttribute
 from mapper_core.linux.process_info import ProcessInfo
 from mapper_core.runtime import Runtime, boot_id
 from mapper_driver.errors import TreeNotPlaced, TreeStillPlaced
+from mapper_driver.lxd import clones
 from mapper_driver.lxd.model import check_name
 
 VERSION = 1
@@ -271,29 +272,18 @@ def _attach_clone(placement: Placement, daemon_pid: int) -> None:
         raise _gone(placement, "the host was booted since its disks were mounted")
     with contextlib.ExitStack() as stack:
         with _staging_namespace(placement):
-            clone = _clone(placement)
-            stack.callback(os.close, clone)
-        stack.enter_context(namespaces.in_mount_namespace(daemon_pid))
-        try:
-            target = os.open(placement.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError as error:
-            raise TreeNotPlaced(f"cannot be opened: {error.strerror}", subject=placement.rootfs) from error
-        stack.callback(os.close, target)
-        mounts.attach(clone, target)
+            top = mountinfo.at(placement.staging, pid=_HERE)[-1:]
+            if not any(_is_clone(placement, entry) for entry in top):
+                raise _gone(placement, "its disk is not mounted any more")
+            clone = stack.enter_context(clones.detached(placement.staging, clear=_CLEAR))
+        clones.attach_in(daemon_pid, clone, lambda: _open_rootfs(placement.rootfs))
 
 
-def _clone(placement: Placement) -> int:
-    """A detached clone of the staged tree, with the flags the container is to see. In the tree's namespace."""
-    top = mountinfo.at(placement.staging, pid=_HERE)[-1:]
-    if not any(_is_clone(placement, entry) for entry in top):
-        raise _gone(placement, "its disk is not mounted any more")
-    clone = mounts.clone_tree(placement.staging, recursive=True)
+def _open_rootfs(path: str) -> int:
     try:
-        mounts.set_attributes(clone, clear=_CLEAR, recursive=True, propagation=Propagation.PRIVATE)
-    except BaseException:
-        os.close(clone)
-        raise
-    return clone
+        return os.open(path, clones.DIRECTORY)
+    except OSError as error:
+        raise TreeNotPlaced(f"cannot be opened: {error.strerror}", subject=path) from error
 
 
 @contextlib.contextmanager
