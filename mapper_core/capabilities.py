@@ -124,7 +124,7 @@ def _resize_mapped(mapper: Mapper, disk: Disk, record: Record, size: int) -> Non
             f"it was mapped on the condition that it has at most {record.options.max_virtual_size} bytes",
             subject=disk.source,
         )
-    present = _device_size(device)
+    present = block.size_of(device)
     _refuse_to_shrink(disk, max(present, record.resize_to), size)
     if size != present or size != record.size or record.resize_to:
         _refuse_to_lose_the_table(record)
@@ -134,7 +134,7 @@ def _resize_mapped(mapper: Mapper, disk: Disk, record: Record, size: int) -> Non
         except Exception:  # and not on a crash, after which somebody has to finish it
             mapper.journal.write(record)
             raise
-        if (found := _device_size(device)) != size:
+        if (found := block.size_of(device)) != size:
             raise PluginFault(
                 f"the plugin {record.plugin} has left {device} with {found} bytes instead of {size}",
                 subject=disk.source,
@@ -354,14 +354,6 @@ def _check_image_size(disk: Disk, image: ImageInfo | None, size: int) -> None:
             f"the plugin {disk.format} has made a disk of {image.virtual_size} bytes instead of {size}",
             subject=disk.source,
         )
-
-
-def _device_size(device: str) -> int:
-    fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return block.size(fd)
-    finally:
-        os.close(fd)
 
 
 def _new_source(source: str) -> str:

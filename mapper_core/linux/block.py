@@ -49,6 +49,15 @@ def size(fd: int) -> int:
     return int(struct.unpack("=Q", fcntl.ioctl(fd, BLKGETSIZE64, bytes(8)))[0])
 
 
+def size_of(path: str) -> int:
+    """Size of the block device at a path, bytes."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return size(fd)
+    finally:
+        os.close(fd)
+
+
 def logical_sector_size(fd: int) -> int:
     """Logical sector size of a block device, bytes."""
     return int(struct.unpack("=i", fcntl.ioctl(fd, BLKSSZGET, bytes(4)))[0])

@@ -117,7 +117,7 @@ class StorageDaemonTransport:
             # the size that it asked for before a write has ended (attr_version, fs/fuse/inode.c).
             size_from_server(export)
             loop.set_capacity(scope.ledger.device)
-            if _size(scope.ledger.device) == size:
+            if block.size_of(scope.ledger.device) == size:
                 return
 
     def snapshot_create(self, name: str, scope: Scope) -> None:
@@ -164,12 +164,3 @@ def _unmount_export(directory: str) -> None:
     export = f"{directory}/disk"
     for entry in mountinfo.at(export):
         mounts.unmount(entry.target)
-
-
-def _size(device: str) -> int:
-    """Of a block device, bytes."""
-    fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return block.size(fd)
-    finally:
-        os.close(fd)
