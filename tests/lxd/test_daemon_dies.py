@@ -4,6 +4,7 @@ call succeeds. What changes a machine that runs is in test_daemon_dies_changing.
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -13,9 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from mapper_driver.actions.node import Node
 from mapper_driver.errors import LxdUnavailable
 from mapper_driver.lxd.model import Status
+from mapper_driver.opennebula.config import Config
+from mapper_driver.opennebula.framing import Log
+from mapper_driver.opennebula.vm import VmIdentity
+from mapper_driver.session import open_node
 
+from mapper_core.linux import namespaces
 from mapper_core.mapping import Mapper
 
 from .host import Host, wait_for
@@ -104,3 +111,23 @@ def test_a_daemon_that_dies_while_it_freezes_leaves_a_container_that_can_be_used
     machine = _die_while_freezing(host, machine)
     ok(machine.power("cancel", **host.state))
     machine.nothing_left()
+
+
+# pylxd leaves a socket that it could not connect to the garbage collector
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
+def test_a_daemon_that_dies_between_two_requests_is_said_to_be_gone(host: Host) -> None:
+    """What was seen of it before, its process, is none any more: that is neither "not supported" nor the end of the container."""
+    vm = VmIdentity(51, "", "one-51", 0, str(host.one.directory))
+    looks: tuple[Callable[[Node], object], ...] = (
+        lambda node: node.storage("one-51"),
+        lambda node: namespaces.mount_namespace_id(node.client.server.pid),
+    )
+    for look in looks:
+        log = Log("poll", "7.0", io.StringIO())
+        gone = pytest.raises(LxdUnavailable, match="the daemon is gone")
+        with gone, open_node(vm, Config(socket=host.lab.socket), log) as node:
+            host.kill_daemon()
+            look(node)
+        host.start_daemon()
+        with pytest.raises(LxdUnavailable, match="the daemon was replaced"):
+            node.client.daemon_pid()

@@ -44,7 +44,7 @@ def open_node(vm: VmIdentity, config: Config, log: Log) -> Iterator[Node]:
     """The node, with the machine's container locked against other actions; afterwards what it is made of is on disk.
 
     :raises Busy: another action works on it.
-    :raises LxdUnavailable: the daemon does not answer.
+    :raises LxdUnavailable: the daemon does not answer, or ended while the action looked at what it sees.
     :raises InstanceNotRunning: the container ended while the action looked at what its processes see.
     """
     mapper = Mapper.open()
@@ -55,6 +55,7 @@ def open_node(vm: VmIdentity, config: Config, log: Log) -> Iterator[Node]:
         try:
             yield node
         except ProcessGone as error:
+            client.check_lives()
             hint = "see its log, and call the action again"
             raise InstanceNotRunning("the container ended meanwhile", subject=vm.container, hint=hint) from error
         try:

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from mapper_driver.errors import LxdFailed, LxdUnavailable
 from mapper_driver.lxd.connection import Connection
+from mapper_driver.lxd.reader import Reader
 
-from mapper_core.errors import DeadlineExceeded
+from mapper_core.errors import DeadlineExceeded, NotSupported
 
 pytestmark = pytest.mark.unit
 
@@ -32,6 +33,7 @@ class FakeDaemon(socketserver.ThreadingUnixStreamServer):
         super().__init__(path, Handler)
         self.answer: Callable[[str, str], Answer] = lambda method, path: (404, {"error": "not found"})
         self.asked: list[str] = []
+        self.about: dict[str, Any] | None = {}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -41,7 +43,7 @@ class Handler(BaseHTTPRequestHandler):
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path = self.path.partition("?")[0]
         self.server.asked.append(f"{self.command} {path}")
-        status, body = (200, {"type": "sync", "metadata": {}})
+        status, body = (0 if self.server.about is None else 200, {"type": "sync", "metadata": self.server.about})
         if path != "/1.0":
             status, body = self.server.answer(self.command, path)
         if status == 0:  # break the connection
@@ -120,6 +122,19 @@ def test_the_daemon_dies(daemon: FakeDaemon, connection: Connection) -> None:
     daemon.answer = lambda *_: (0, {})
     with pytest.raises(LxdUnavailable):
         wait(connection, settled=True)
+
+
+def test_a_daemon_that_ended_is_told_from_one_in_another_container(daemon: FakeDaemon) -> None:
+    """Both say they are a process which is none here."""
+    reader = Reader.connect([str(daemon.server_address)])
+    with pytest.raises(NotSupported, match="process 0, which is none here"):
+        reader.daemon_pid()
+    daemon.about = {"environment": {"server_pid": 7}}
+    with pytest.raises(LxdUnavailable, match="the daemon was replaced meanwhile"):
+        reader.daemon_pid()
+    daemon.about = None
+    with pytest.raises(LxdUnavailable, match="cannot see whether it still runs: the daemon is gone"):
+        reader.daemon_pid()
 
 
 def test_a_change_is_repeated_until_it_is_there(daemon: FakeDaemon, connection: Connection) -> None:

@@ -159,15 +159,26 @@ class Reader:
         The API is asked and not the socket: behind a socket of systemd, SO_PEERCRED names process 1.
 
         :raises NotSupported: it runs in another pid namespace, so that its mounts cannot be looked at.
+        :raises LxdUnavailable: it has ended since it was connected to.
         """
         found = process_info.info(self.server.pid) if self.server.pid > 0 else None
         if found is None or found.gone or not found.name.startswith(("lxd", "incus")):
+            self.check_lives()
             raise NotSupported(
                 f"the daemon says it is process {self.server.pid}, which is none here",
                 subject=self.socket,
                 hint="a daemon in another container cannot be used",
             )
         return found.pid
+
+    def check_lives(self) -> None:
+        """Make sure that the daemon is still the process that was connected to.
+
+        :raises LxdUnavailable: it has ended, or another has taken its place.
+        """
+        answer = self._connection.get(self._connection.api, "see whether it still runs", "")
+        if answers.server(answer.json()["metadata"]).pid != self.server.pid:
+            raise LxdUnavailable("the daemon was replaced meanwhile", subject=self.socket, hint="call the action again")
 
     def settle(self, name: str, *, deadline_seconds: float = 20) -> None:
         """Wait until the daemon works on an instance no more: what was asked for by an action that was killed goes on.
