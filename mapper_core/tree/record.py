@@ -8,7 +8,7 @@ import os
 
 from mapper_core.errors import StateCorrupt
 from mapper_core.frozen import dataclass, plain
-from mapper_core.journal import corrupt, overwrite, read_json, remove_json, write_json
+from mapper_core.state_files import corrupt, overwrite, read_json, remove_json, write_json
 
 VERSION = 2
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from mapper_core.errors import StateCorrupt
-from mapper_core.journal import json_files, read_json, remove_json, write_json
 from mapper_core.linux import mountinfo
 from mapper_core.mapping import Mapper
 from mapper_core.model import Access, Disk, IdMap, IdRange
 from mapper_core.runtime import DEFAULT, Runtime
+from mapper_core.state_files import json_files, read_json, remove_json, write_json
 from mapper_core.tree import mounted
 from mapper_driver.lxd import placement
 from mapper_driver.lxd.model import check_name

@@ -15,7 +15,7 @@ import enum
 from dataclasses import dataclass
 
 from mapper_core.errors import Busy, MapperError
-from mapper_core.journal import read_json, write_json
+from mapper_core.state_files import read_json, write_json
 from mapper_core.tree import mounted
 from mapper_driver.actions.node import Node
 from mapper_driver.errors import InstanceNotFound

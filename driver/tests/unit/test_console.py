@@ -14,7 +14,7 @@ from mapper_driver.opennebula.config import Vnc
 from mapper_driver.opennebula.vm import Graphics
 
 from mapper_core.errors import StateCorrupt, UsageError
-from mapper_core.journal import json_files
+from mapper_core.state_files import json_files
 
 pytestmark = pytest.mark.unit
 

@@ -138,6 +138,6 @@ def test_on_a_disk_a_record_is_synced_before_it_gets_its_name_and_the_name_after
 
     monkeypatch.setattr(os, "fsync", noted_fsync)
     monkeypatch.setattr(os, "rename", noted_rename)
-    monkeypatch.setattr("mapper_core.journal.is_in_memory", lambda fd: in_memory)
+    monkeypatch.setattr("mapper_core.state_files.is_in_memory", lambda fd: in_memory)
     Journal(str(tmp_path)).write(RECORD)
     assert done == (["rename"] if in_memory else ["file", "rename", "directory"])

@@ -10,10 +10,10 @@ import socket
 import sys
 
 from mapper_core.errors import DeadlineExceeded, MapperError, ToolMissing
-from mapper_core.journal import json_files
 from mapper_core.linux import locks
 from mapper_core.process import find_program
 from mapper_core.runtime import Runtime
+from mapper_core.state_files import json_files
 from mapper_driver.console import definition
 from mapper_driver.console.definition import Console
 from mapper_driver.console.server import DONE, RELOAD

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mapper_core.errors import StateCorrupt, UsageError
-from mapper_core.journal import read_json, remove_json, write_json
 from mapper_core.runtime import Runtime
+from mapper_core.state_files import read_json, remove_json, write_json
 from mapper_driver import inventory
 from mapper_driver.lxd.model import check_name
 from mapper_driver.opennebula.config import Vnc

@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass, field
 
 from mapper_core.errors import MapperError
-from mapper_core.journal import json_files
+from mapper_core.state_files import json_files
 from mapper_driver.console import definition
 from mapper_driver.console.definition import Console
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mapper_core.errors import StateCorrupt
-from mapper_core.journal import read_json, write_json
+from mapper_core.state_files import read_json, write_json
 from mapper_driver.install.plan import REMOTES, Item, Kind, Plan
 
 STATE = "/var/lib/mapper"

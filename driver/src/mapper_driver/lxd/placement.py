@@ -19,11 +19,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mapper_core.errors import DeviceBusy, KernelError, MapperError, NotFound, NotMapped
-from mapper_core.journal import corrupt, read_json, remove_json, write_json
 from mapper_core.linux import mountinfo, namespaces, process_info
 from mapper_core.linux.mounts import MountAttribute
 from mapper_core.linux.process_info import ProcessInfo
 from mapper_core.runtime import Runtime, boot_id
+from mapper_core.state_files import corrupt, read_json, remove_json, write_json
 from mapper_driver.errors import TreeNotPlaced, TreeStillPlaced
 from mapper_driver.lxd import clones
 from mapper_driver.lxd.model import check_name

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mapper_core.errors import StateCorrupt
-from mapper_core.journal import read_json, write_json
 from mapper_core.mapping import Mapper
+from mapper_core.state_files import read_json, write_json
 
 VERSION = 1
 
