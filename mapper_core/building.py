@@ -12,7 +12,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 
-from mapper_core import process
+from mapper_core import process, users
 from mapper_core.copying import mapped, new_disk
 from mapper_core.errors import AlreadyExists, CommandFailed, MapperError, NoRootFound, UsageError
 from mapper_core.frozen import dataclass
@@ -103,7 +103,7 @@ def build(mapper: Mapper, disk: Disk, recipe: Recipe, say: Callable[[str], None]
                 subject=disk.source,
                 capabilities=(confine.CAP_SYS_ADMIN,),
             )
-        directory, owner = f"{mapper.runtime.mounts}/build-{os.getpid()}", f"pid:{os.getpid()}"
+        directory, owner = f"{mapper.runtime.mounts}/build-{os.getpid()}", users.this_process()
         mount_tree(mapper, TreeRequest(disk, MapOptions(), directory, owner=owner))
         try:
             say(f"unpacking {archive}")

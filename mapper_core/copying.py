@@ -10,7 +10,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 
-from mapper_core import capabilities
+from mapper_core import capabilities, users
 from mapper_core.errors import KernelError
 from mapper_core.linux import block
 from mapper_core.mapping import Mapper
@@ -58,7 +58,7 @@ def new_disk(mapper: Mapper, disk: Disk, size: int) -> Iterator[None]:
 @contextlib.contextmanager
 def mapped(mapper: Mapper, disk: Disk, options: MapOptions) -> Iterator[MappedDisk]:
     """Hold a mapping for the length of the block; ``reconcile`` releases it if this process is killed."""
-    user = f"pid:{os.getpid()}"
+    user = users.this_process()
     found = mapper.map(disk, options, user=user)
     try:
         yield found

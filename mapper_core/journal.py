@@ -10,8 +10,8 @@ import os
 from typing import Any
 
 from mapper_core.errors import StateCorrupt
-from mapper_core.frozen import dataclass, plain
-from mapper_core.model import Access, Attachment, Disk, MapOptions, Partition, PartitionTable
+from mapper_core.frozen import dataclass, plain, replace
+from mapper_core.model import Access, Attachment, Disk, MapOptions, MappedDisk, Partition, PartitionTable
 from mapper_core.resources import KINDS, PluginResource, Resource
 from mapper_core.state_files import corrupt, read_json, remove_json, write_json
 
@@ -52,6 +52,22 @@ class Record:
     users: tuple[str, ...] = ()
     resize_to: int = 0
     snapshot: str = ""
+
+    @property
+    def mapped(self) -> MappedDisk:
+        """The disk, of a mapping that is finished."""
+        assert self.attachment is not None
+        assert self.table is not None
+        return MappedDisk(
+            id=self.id,
+            disk=self.disk,
+            device=self.attachment.device,
+            transport=self.attachment.transport,
+            access=self.options.access,
+            size=self.size,
+            table=self.table,
+            users=self.users,
+        )
 
 
 class Journal:
@@ -107,6 +123,41 @@ class Journal:
                 if record is not None:
                     found.append(record)
         return tuple(found)
+
+
+class Ledger:
+    """A record that is written each time it changes.
+
+    :ivar value: as it is now.
+    """
+
+    def __init__(self, journal: Journal, record: Record) -> None:
+        self._journal = journal
+        self.value = record
+
+    @property
+    def id(self) -> str:
+        """Key of the record."""
+        return self.value.id
+
+    @property
+    def device(self) -> str:
+        """Node of the device; empty as long as there is none."""
+        return self.value.attachment.device if self.value.attachment else ""
+
+    @property
+    def resources(self) -> tuple[Resource, ...]:
+        """What was made, in the order in which it was."""
+        return self.value.resources
+
+    def change(self, **values: object) -> None:
+        """Change fields of the record."""
+        self.value = replace(self.value, **values)
+        self._journal.write(self.value)
+
+    def record(self, resource: Resource) -> None:
+        """Write down a resource; its maker makes it afterwards."""
+        self.change(resources=(*self.value.resources, resource))
 
 
 # --- records as JSON ----------------------------------------------------------------------------------

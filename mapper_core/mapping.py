@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 from typing import TYPE_CHECKING
 
-from mapper_core import policy
+from mapper_core import lookup, policy, users, verify
 from mapper_core.errors import (
     BadPartitionTable,
     DeadlineExceeded,
@@ -26,34 +25,25 @@ from mapper_core.errors import (
     MappedDifferently,
     MapperError,
     NotMapped,
-    PluginFault,
-    UsageError,
 )
 from mapper_core.frozen import dataclass, replace
-from mapper_core.identity import Identity, id_of, identify, identify_volume
-from mapper_core.journal import Journal, Record, State
+from mapper_core.identity import Identity, identify, identify_volume
+from mapper_core.journal import Journal, Ledger, Record, State
 from mapper_core.linux import block, locks
 from mapper_core.model import Access, Disk, ImageInfo, MapOptions, MappedDisk, PartitionTable
 from mapper_core.partitions import nodes
 from mapper_core.registry import Registry
-from mapper_core.resources import LoopResource, PluginResource
+from mapper_core.resources import PluginResource
 from mapper_core.runtime import Runtime, boot_id
 from mapper_core.transports import NAMES as SHARED_TRANSPORTS
 from mapper_core.transports import Transports
 from mapper_core.transports.base import Scope
-from mapper_core.transports.loop import open_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from mapper_core.resources import Resource
-
-#: The user in whose name ``mapper-cli map`` maps.
-CLI_USER = "cli"
 #: How long the undoing of something that failed waits for others who work on the disk.
 UNDO_SECONDS = 20.0
-#: What a process maps for as long as it lives is held by ``pid:<number>``.
-PROCESS_PREFIX = "pid:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +105,12 @@ class Mapper:
 
     def mapped(self) -> tuple[MappedDisk, ...]:
         """All disks that are mapped now, in the order of their ids."""
-        return tuple(_as_mapped(record) for record in self.journal.records() if self._is_live(record))
+        return tuple(record.mapped for record in self.journal.records() if self._is_live(record))
 
     def find(self, target: str) -> MappedDisk | None:
         """Return the mapping of an image, a device (or partition) node or an id; ``None`` when there is none."""
-        record = self._find(target)
-        return _as_mapped(record) if record is not None and self._is_live(record) else None
+        record = lookup.find(self.journal, target)
+        return record.mapped if record is not None and self._is_live(record) else None
 
     def is_held(self, record_id: str, *, user: str) -> bool:
         """Say whether a user holds a mapping, however far that has come."""
@@ -177,12 +167,12 @@ class Mapper:
                 subject=disk.source,
                 hint="unmap it first",
             )
-        living = _living(record.users)
-        users = living if user in living else (*living, user)
-        if users != record.users:
-            record = replace(record, users=users)
+        living = users.living(record.users)
+        together = living if user in living else (*living, user)
+        if together != record.users:
+            record = replace(record, users=together)
             self.journal.write(record)
-        return _as_mapped(record)
+        return record.mapped
 
     def _map_new(
         self, disk: Disk, identity: Identity, options: MapOptions, user: str, closing: contextlib.ExitStack
@@ -190,20 +180,20 @@ class Mapper:
         """Map a disk that is not mapped; ``closing`` closes its device."""
         image = self.inspect_for(disk, identity, options)
         # nothing is written yet: there is nothing to undo before the first resource is recorded, which writes all of it
-        ledger = _JournalLedger(self.journal, Record(identity.id, disk, disk.format, options, self.boot, users=(user,)))
+        ledger = Ledger(self.journal, Record(identity.id, disk, disk.format, options, self.boot, users=(user,)))
         with contextlib.ExitStack() as undo:
             undo.callback(lambda: self._undo(ledger.value))
             attachment = self.registry.map(disk, image, options, self._transports(ledger))
             device = undo.enter_context(contextlib.ExitStack())  # closed before it is taken away
             # what is undone until it is verified is what was recorded, and not what the plugin says
             made = replace(ledger.value, attachment=attachment)
-            reader = self._open_verified(made, image, device)
+            reader = verify.open_device(self.journal, made, image, self._owns_device, device)
             ledger.value = made
             table = self._read_table(attachment.device, disk.source, reader)
             ledger.change(size=reader.size, table=table, state=State.MAPPED)
             closing.push(device.pop_all())
             undo.pop_all()
-        return OpenDisk(_as_mapped(ledger.value), reader)
+        return OpenDisk(ledger.value.mapped, reader)
 
     def inspect_for(self, disk: Disk, identity: Identity, options: MapOptions) -> ImageInfo | None:
         """Read the header of an image, and check it against what the caller allows.
@@ -219,37 +209,6 @@ class Mapper:
         if image is not None:
             policy.check_image(disk, image, options)
         return image
-
-    def _open_verified(
-        self, record: Record, image: ImageInfo | None, closing: contextlib.ExitStack
-    ) -> nodes.DeviceReader:
-        """Check what the plugin says it has made (S-13), and open it: nobody else uses it."""
-        assert record.attachment is not None
-        device, source = record.attachment.device, record.disk.source
-        blame = f"the plugin {record.plugin} returned {device}"
-        try:
-            found = os.stat(device, follow_symlinks=False)
-        except OSError as error:
-            raise PluginFault(f"{blame}, which cannot be reached: {error.strerror}", subject=source) from error
-        if not device.startswith("/dev/") or not stat.S_ISBLK(found.st_mode):
-            raise PluginFault(f"{blame}, which is no block device", subject=source)
-        if record.resources:
-            try:
-                is_ours = self._owns_device(record)
-            except UsageError:  # a disk of the host, for example, where a loop device was made
-                is_ours = False
-            if not is_ours:
-                raise PluginFault(f"{blame}, which is not the device that was made for it", subject=source)
-        elif any(other.attachment and other.attachment.device == device for other in self.journal.records()):
-            raise PluginFault(f"{blame}, which is another disk", subject=source)
-        fd = block.open_exclusive(device)
-        closing.callback(os.close, fd)
-        reader = nodes.reader_of(fd, _same_bytes(record, closing))
-        if image is not None and reader.size != image.virtual_size // 512 * 512:
-            raise PluginFault(
-                f"{device} has {reader.size} bytes, the image says {image.virtual_size}", subject=record.disk.source
-            )
-        return reader
 
     def read_table(self, device: str, source: str) -> PartitionTable:
         """Read the partition table of a device of ours, and tell the kernel.
@@ -279,10 +238,12 @@ class Mapper:
         :raises DeviceBusy: something holds the device; nothing was changed.
         :raises NotMapped: the target is a device that was not mapped by us.
         """
-        record_id = self._find_id(target)
+        record_id = lookup.find_id(self.journal, target)
         if record_id is None:
-            _refuse_foreign_device(target)
-            return
+            if target.startswith("/dev/") and not os.path.isfile(target) and nodes.has_medium(target):
+                hint = "release it with the tool that made it"
+                raise NotMapped("this device was not mapped by Mapper", subject=target, hint=hint)
+            return  # a path that is no device is simply not mapped
         with self.releasing(record_id, user=user, patience=patience):
             pass
 
@@ -296,13 +257,13 @@ class Mapper:
         with self.lock(record_id, patience):
             record = self.journal.read(record_id)
             live = record is not None and self._is_live(record)
-            yield _as_mapped(record) if record is not None and live else None
+            yield record.mapped if record is not None and live else None
             if record is None:
                 return
             if not live:
                 self._undo(record)
                 return
-            others = tuple(name for name in _living(record.users) if name != user)
+            others = tuple(name for name in users.living(record.users) if name != user)
             if user not in record.users and others:
                 raise ImageInUse(
                     f"the mapping is held by {', '.join(others)}",
@@ -342,7 +303,7 @@ class Mapper:
                     self.registry.release(record.disk, resource)
             self.journal.remove(record.id)  # the devices went with the boot
             return
-        ledger = _JournalLedger(self.journal, record)
+        ledger = Ledger(self.journal, record)
         if not record.resources:
             ledger.change(
                 state=State.UNMAPPING
@@ -398,9 +359,9 @@ class Mapper:
 
     def transports_of(self, record: Record) -> Transports:
         """Return what made the device of a mapping. With the disk locked."""
-        return self._transports(_JournalLedger(self.journal, record))
+        return self._transports(Ledger(self.journal, record))
 
-    def _transports(self, ledger: _JournalLedger) -> Transports:
+    def _transports(self, ledger: Ledger) -> Transports:
         scope = Scope(ledger, f"{self.runtime.exports}/{ledger.id}", self.runtime.locks)
         return Transports(scope, lambda resource: self.registry.release(ledger.value.disk, resource))
 
@@ -422,117 +383,7 @@ class Mapper:
         own = tuple(resource for resource in record.resources if isinstance(resource, PluginResource))
         return self.registry.owns(record.disk, record.attachment.device, own)
 
-    def _find_id(self, target: str) -> str | None:
-        if "/" not in target and target in self.journal:
-            return target
-        record = self._find(target)
-        return record.id if record is not None else None
-
-    def _find(self, target: str) -> Record | None:
-        if not target.startswith("/"):
-            return (
-                self.journal.read(target) if "/" not in target and target in self.journal else self._find_source(target)
-            )
-        for record in self.journal.records():
-            if record.attachment is None:
-                continue
-            partitions = record.table.partitions if record.table else ()
-            if os.path.realpath(target) in {record.attachment.device, *(partition.device for partition in partitions)}:
-                return record
-        try:
-            return self.journal.read(identify(Disk(target, "")).id)
-        except MapperError:
-            return self._find_source(target)  # the image is gone, the mapping is not (M-20)
-
-    def _find_source(self, target: str) -> Record | None:
-        real = os.path.realpath(target) if target.startswith("/") else target
-        found = [record for record in self.journal.records() if record.disk.source in (target, real)]
-        if len(found) > 1:
-            raise UsageError(
-                f"more than one disk of this name is mapped: {', '.join(record.id for record in found)}",
-                subject=target,
-                hint="say which by its id or device, see: mapper-cli ls",
-            )
-        return found[0] if found else None
-
-
-class _JournalLedger:
-    """A journal record that is written each time it changes."""
-
-    def __init__(self, journal: Journal, record: Record) -> None:
-        self._journal = journal
-        self.value = record
-
-    @property
-    def id(self) -> str:
-        return self.value.id
-
-    @property
-    def device(self) -> str:
-        return self.value.attachment.device if self.value.attachment else ""
-
-    @property
-    def resources(self) -> tuple[Resource, ...]:
-        return self.value.resources
-
-    def change(self, **values: object) -> None:
-        self.value = replace(self.value, **values)
-        self._journal.write(self.value)
-
-    def record(self, resource: Resource) -> None:
-        self.change(resources=(*self.value.resources, resource))
-
-
-def _living(users: tuple[str, ...]) -> tuple[str, ...]:
-    """Leave out the processes that have ended: they were killed before they could let go."""
-    if not any(user.startswith(PROCESS_PREFIX) for user in users):
-        return users
-    from mapper_core.linux import process_info
-
-    return tuple(
-        user
-        for user in users
-        if not (pid := user.removeprefix(PROCESS_PREFIX)).isdigit() or pid == user or process_info.is_running(int(pid))
-    )
-
 
 def _at(identity: Identity, disk: Disk) -> Disk:
     """A disk under its real path."""
     return disk if disk.source == identity.source else replace(disk, source=identity.source)
-
-
-def _same_bytes(record: Record, closing: contextlib.ExitStack) -> int | None:
-    """Open the image whose bytes are those of the device, when it is bound to a loop device as it is: its first bytes were
-    looked at before, and have not to be fetched again through the device.
-    """
-    if [type(resource) for resource in record.resources] != [LoopResource]:
-        return None
-    with contextlib.suppress(OSError):  # it has lost its name in this moment: the device has it all the same
-        fd = open_image(record.disk.source, Access.READ_ONLY)
-        closing.callback(os.close, fd)
-        if id_of(os.fstat(fd), record.disk.source) == record.id:
-            return fd
-    return None
-
-
-def _as_mapped(record: Record) -> MappedDisk:
-    assert record.attachment is not None
-    assert record.table is not None
-    return MappedDisk(
-        id=record.id,
-        disk=record.disk,
-        device=record.attachment.device,
-        transport=record.attachment.transport,
-        access=record.options.access,
-        size=record.size,
-        table=record.table,
-        users=record.users,
-    )
-
-
-def _refuse_foreign_device(target: str) -> None:
-    """A device that somebody else mapped is not ours to take away; a path that is no device is simply not mapped."""
-    if target.startswith("/dev/") and not os.path.isfile(target) and nodes.has_medium(target):
-        raise NotMapped(
-            "this device was not mapped by Mapper", subject=target, hint="release it with the tool that made it"
-        )

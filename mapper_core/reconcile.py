@@ -18,6 +18,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
+from mapper_core import users
 from mapper_core.capabilities import resize
 from mapper_core.errors import Busy, MapperError
 from mapper_core.frozen import dataclass
@@ -201,8 +202,8 @@ def _is_gone(mapper: Mapper, user: str) -> bool:
 
 
 def _is_tree_without_record(mapper: Mapper, user: str) -> bool:
-    prefix, _, directory = user.partition(":")
-    return prefix == mounted.USER_PREFIX and not mounted.has_record(mapper, directory)
+    directory = users.tree_of(user)
+    return directory is not None and not mounted.has_record(mapper, directory)
 
 
 class _Owners:
@@ -223,9 +224,9 @@ class _Owners:
             module.let_go(user)
 
     def _ask(self, user: str) -> bool:
-        kind, separator, name = user.partition(":")
-        if kind == "pid" and separator:
-            return name.isdigit() and process_info.is_running(int(name))
+        pid = users.process_of(user)
+        if pid is not None:
+            return process_info.is_running(pid)
         module = self._module(user)
         return module is None or bool(module.is_alive(user))
 

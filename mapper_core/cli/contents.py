@@ -7,6 +7,7 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mapper_core import users
 from mapper_core.cli.sources import disk_from, existing_target
 from mapper_core.mapping import UNDO_SECONDS, Mapper
 from mapper_core.model import Access, Disk, Filesystem, MapOptions, PartitionTable
@@ -81,7 +82,7 @@ def _read_mapped(mapped: MappedDisk) -> Contents:
 
 def _map_and_read(disk: Disk) -> Contents:
     mapper = Mapper.open()
-    user = f"pid:{os.getpid()}"  # reconcile releases it if this process is killed
+    user = users.this_process()
     mapped = mapper.map(disk, MapOptions(Access.READ_ONLY), user=user)
     try:
         return _read_mapped(mapped)

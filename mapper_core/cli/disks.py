@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mapper_core import users
 from mapper_core.cli.output import Style, Talk, human_size, plain
 from mapper_core.cli.sources import disk_from, existing_target
 from mapper_core.errors import MapperError, NotSupported
-from mapper_core.mapping import CLI_USER, Mapper
+from mapper_core.mapping import Mapper
 from mapper_core.model import Access, MapOptions
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def map_image(arguments: Arguments, output: Output) -> int:
     """Map an image and print its device."""
     mapper = Mapper.open()
     disk = disk_from(arguments, mapper.registry, output)
-    mapped = mapper.map(disk, options_from(arguments), user=CLI_USER)
+    mapped = mapper.map(disk, options_from(arguments), user=users.CLI)
     for warning in mapped.table.warnings:
         output.remark(f"warning: {mapped.disk.source}: {warning}")
     if output.style is Style.JSON:
@@ -47,7 +48,7 @@ def unmap(arguments: Arguments, output: Output) -> int:
         target = existing_target(mapper, name)
         if output.talk is Talk.VERBOSE and mapper.find(target) is None:
             output.debug(f"{name} is not mapped")
-        mapper.unmap(target, user=CLI_USER)
+        mapper.unmap(target, user=users.CLI)
 
     return for_each(arguments.targets, one, output)
 

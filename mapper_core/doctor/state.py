@@ -7,6 +7,7 @@ import stat
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from mapper_core import users
 from mapper_core.doctor.check import Check, Status
 from mapper_core.errors import Busy, MapperError
 from mapper_core.linux import mountinfo, process_info
@@ -96,8 +97,8 @@ def _disk(mapper: Mapper, record: Record) -> Iterator[Check]:
             f"mapper-cli unmap {device}",
         )
     for user in record.users:
-        prefix, _, directory = user.partition(":")
-        if prefix == _tree_prefix() and not _has_tree(mapper, directory):
+        directory = users.tree_of(user)
+        if directory is not None and not _has_tree(mapper, directory):
             yield Check(
                 name, Status.WARNING, f"is held by the tree {directory}, of which there is no record", _RECONCILE
             )
@@ -115,12 +116,6 @@ def _is_locked(mapper: Mapper, key: str) -> bool:
 
 
 # --- trees --------------------------------------------------------------------------------------------------
-
-
-def _tree_prefix() -> str:
-    from mapper_core.tree import mounted
-
-    return mounted.USER_PREFIX
 
 
 def _has_tree(mapper: Mapper, directory: str) -> bool:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mapper_core import capabilities
+from mapper_core import capabilities, users
 from mapper_core.errors import KernelError, NotFound, NotSupported, ReadOnlyImage
 from mapper_core.frozen import dataclass
 from mapper_core.grow.extent import Growth
@@ -104,7 +104,7 @@ def _mapped(mapper: Mapper, disk: Disk) -> Iterator[MappedDisk]:
     """Hold a mapping of the disk, whoever has made it."""
     before = mapper.find(mapper.identify(disk).id)
     options = MapOptions() if before is None else MapOptions(before.access, before.transport)
-    user = f"pid:{os.getpid()}"  # reconcile releases it if this process is killed
+    user = users.this_process()
     mapped = mapper.map(disk, options, user=user)
     try:
         yield mapped
@@ -149,11 +149,9 @@ def _root_number(mapped: MappedDisk) -> int:
     if len(mapped.table.partitions) == 1:
         return mapped.table.partitions[0].number
     from mapper_core.tree import look
-    from mapper_core.tree.mounted import USER_PREFIX
 
-    for user in mapped.users:
-        prefix, _, directory = user.partition(":")
-        for entry in reversed(mountinfo.at(directory) if prefix == USER_PREFIX else ()):
+    for directory in filter(None, map(users.tree_of, mapped.users)):
+        for entry in reversed(mountinfo.at(directory)):
             for partition in mapped.table.partitions:
                 if partition.device == entry.source:
                     return partition.number

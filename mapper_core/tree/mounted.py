@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 
+from mapper_core import users
 from mapper_core.errors import (
     DeviceBusy,
     ImageInUse,
@@ -34,9 +35,6 @@ from mapper_core.tree.record import TreeRecord
 
 #: How long another process may take to make or remove a directory.
 _MOMENT_SECONDS = 60
-
-#: A tree holds its disk under the name ``tree:<directory>``.
-USER_PREFIX = "tree"
 
 #: Flags of every mount on the host: what is in an image is for containers, not for the host's users (S-17).
 STAGING = mounts.MountAttribute.NOSUID | mounts.MountAttribute.NODEV
@@ -108,7 +106,7 @@ def mount_tree(mapper: Mapper, request: TreeRequest) -> MountedTree:
         record.write(mapper.runtime.trees, tree)
         if staging:
             make_directory(mapper, directory)
-        user = f"{USER_PREFIX}:{directory}"
+        user = users.of_tree(directory)
         with mapper.map_open(request.disk, identity, request.options, user=user) as opened:
             volumes = look.volumes(opened.disk.table, opened.reader.read)
         disk = opened.disk
@@ -130,7 +128,7 @@ def plan_tree(
     """Return what :func:`mount_tree` would do. Meanwhile the disk is mapped read-only, and nothing is mounted on the host."""
     before = mapper.find(disk.source)
     options = MapOptions(Access.READ_ONLY) if before is None else MapOptions(before.access, before.transport)
-    user = f"pid:{os.getpid()}"
+    user = users.this_process()
     with contextlib.ExitStack() as undo:
         with mapper.map_open(disk, mapper.identify_to_map(disk), options, user=user) as opened:
             undo.callback(mapper.unmap, opened.disk.id, user=user, patience=UNDO_SECONDS)
@@ -233,7 +231,7 @@ def dismantle_locked(mapper: Mapper, tree: TreeRecord | None, *, patience: float
         return
     with contextlib.ExitStack() as disk:
         mapped = None
-        user = f"{USER_PREFIX}:{tree.directory}"
+        user = users.of_tree(tree.directory)
         # the maker of one that is not complete may have ended before it got the disk, on which others may be working now
         if tree.disk_id and (tree.complete or mapper.is_held(tree.disk_id, user=user)):
             mapped = disk.enter_context(mapper.releasing(tree.disk_id, user=user, patience=patience))

@@ -6,10 +6,9 @@ disk is out of its reach, and room that is left between partitions would be too.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection
 
-from mapper_core import grow
+from mapper_core import grow, users
 from mapper_core.errors import NoRoomToGrow, NotSupported
 from mapper_core.grow import Grown
 from mapper_core.linux import mountinfo
@@ -70,7 +69,7 @@ def grow_unmounted(mapper: Mapper, request: TreeRequest) -> Grown:
     :param request: of its tree.
     :raises MapperError: it cannot, or the image or the host fails.
     """
-    user = f"pid:{os.getpid()}"
+    user = users.this_process()
     mapped = mapper.map(request.disk, request.options, user=user)
     try:
         with nodes.reader(mapped.device) as reader:

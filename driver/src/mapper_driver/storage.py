@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from mapper_core import users
 from mapper_core.errors import DeviceBusy, MapperError, NotSupported, UnknownFilesystem
 from mapper_core.linux import mountinfo
 from mapper_core.mapping import UNDO_SECONDS, Mapper
@@ -205,7 +206,7 @@ class Storage:
         if not disk.is_enlarged or disk.read_only:
             yield
             return
-        user = f"{mounted.USER_PREFIX}:{request.directory}"  # the tree's own: the device stays until that holds it
+        user = users.of_tree(request.directory)  # the tree's own: the device stays until that holds it
         with contextlib.ExitStack() as undo:
             mapped = self.mapper.map(request.disk, request.options, user=user)
             undo.callback(self.mapper.unmap, mapped.id, user=user, patience=UNDO_SECONDS)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 
+from mapper_core import users
 from mapper_core.errors import CorruptImage, UsageError
 from mapper_core.mapping import UNDO_SECONDS, Mapper
 from mapper_core.partitions import nodes
@@ -47,7 +48,7 @@ def ensure_filesystem(mapper: Mapper, request: TreeRequest, filesystem: str) -> 
         raise UsageError(
             f"a volatile disk cannot have the filesystem {filesystem!r}", hint=f"one of: {', '.join(MAKERS)}"
         )
-    user = f"pid:{os.getpid()}"
+    user = users.this_process()
     disk = mapper.map(request.disk, request.options, user=user)
     try:
         marker = f"{mapper.runtime.root}/making-{disk.id}"

@@ -10,9 +10,9 @@ import pytest
 
 from mapper_core.identity import identify
 from mapper_core.journal import Record
-from mapper_core.mapping import _same_bytes
 from mapper_core.model import Disk, MapOptions
 from mapper_core.resources import DaemonResource, LoopResource, PluginResource, Resource
+from mapper_core.verify import same_bytes
 
 pytestmark = pytest.mark.unit
 
@@ -30,16 +30,16 @@ def test_only_of_the_very_file_that_is_bound(tmp_path: Path) -> None:
     other.write_bytes(b"theirs")
     record = _record(image, LOOP)
     with contextlib.ExitStack() as closing:
-        fd = _same_bytes(record, closing)
+        fd = same_bytes(record, closing)
         assert fd is not None
         assert os.pread(fd, 10, 0) == b"mine"
         os.rename(image, tmp_path / "moved")
-        assert _same_bytes(record, closing) is None, "the name is gone"
+        assert same_bytes(record, closing) is None, "the name is gone"
         os.rename(other, image)
-        assert _same_bytes(record, closing) is None, "another file has the name"
+        assert same_bytes(record, closing) is None, "another file has the name"
         image.unlink()
         os.symlink(tmp_path / "moved", image)
-        assert _same_bytes(record, closing) is None, "a link is not followed"
+        assert same_bytes(record, closing) is None, "a link is not followed"
     with pytest.raises(OSError):
         os.fstat(fd)
 
@@ -57,4 +57,4 @@ def test_not_when_something_is_between_them(tmp_path: Path, resources: tuple[Res
     image = tmp_path / "image"
     image.write_bytes(b"qcow2 perhaps")
     with contextlib.ExitStack() as closing:
-        assert _same_bytes(_record(image, *resources), closing) is None
+        assert same_bytes(_record(image, *resources), closing) is None
