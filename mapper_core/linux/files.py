@@ -21,6 +21,11 @@ def real_path(path: str, flags: int = 0) -> str:
         os.close(fd)
 
 
+def open_directory(path: str) -> int:
+    """Open a directory to mount on it: a symbolic link at its end is not followed, nothing in it is read."""
+    return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
 def read_bytes(path: str) -> bytes:
     """Read a whole file: four system calls, where ``open().read()`` makes nine (Python 3.11).
 

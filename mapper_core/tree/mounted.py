@@ -1,8 +1,7 @@
 """Mounted trees: a disk's filesystems, put together as the image's own fstab says, on a directory of the host.
 
 Planning (:mod:`mapper_core.tree.plan`) is pure; this module looks at the disk, asks for the plan, and carries it out
-with one stack of undo steps. Mounts are made detached, get their flags and id map, and are then attached to an open
-directory of the tree: no path of the image is ever resolved on the host.
+(:mod:`mapper_core.tree.mounting`) with one stack of undo steps.
 """
 
 from __future__ import annotations
@@ -12,41 +11,21 @@ import os
 
 from mapper_core import users
 from mapper_core.errors import (
-    DeviceBusy,
     ImageInUse,
     KernelError,
     MapperError,
-    NotFound,
     NotMapped,
-    NotSupported,
     StateCorrupt,
-    UnsafePath,
     UsageError,
 )
 from mapper_core.frozen import dataclass, replace
-from mapper_core.linux import beneath, locks, mountinfo, mounts
+from mapper_core.linux import locks, mountinfo
 from mapper_core.linux.files import real_path
 from mapper_core.mapping import UNDO_SECONDS, Mapper
 from mapper_core.model import Access, Attachment, Disk, IdMap, MapOptions, MappedDisk, Mount, MountPlan
-from mapper_core.tree import look, record
+from mapper_core.tree import look, mounting, record, staging
 from mapper_core.tree.look import Purpose
-from mapper_core.tree.options import MOUNT_ATTRIBUTES
 from mapper_core.tree.record import TreeRecord
-
-#: How long another process may take to make or remove a directory.
-_MOMENT_SECONDS = 60
-
-#: Flags of every mount on the host: what is in an image is for containers, not for the host's users (S-17).
-STAGING = mounts.MountAttribute.NOSUID | mounts.MountAttribute.NODEV
-
-
-#: fstab options that are flags of the mount; ``nosuid`` and ``nodev`` are set anyway, ``relatime`` is the default.
-_ATTRIBUTES = {
-    "noatime": mounts.MountAttribute.NOATIME,
-    "nodiratime": mounts.MountAttribute.NODIRATIME,
-    "noexec": mounts.MountAttribute.NOEXEC,
-    "nosymfollow": mounts.MountAttribute.NOSYMFOLLOW,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +67,7 @@ def mount_tree(mapper: Mapper, request: TreeRequest) -> MountedTree:
     :raises MapperError: from the image, the plan or the kernel; afterwards everything is as it was.
     """
     directory = _real_directory(mapper, request.directory)
-    staging = _is_staging(mapper, directory)
+    is_own = staging.is_one(mapper.runtime, directory)
     with lock(mapper, directory), contextlib.ExitStack() as undo:
         if (old := find(mapper, directory)) is not None:
             if old.complete and old.boot == mapper.boot and mountinfo.at(directory):
@@ -101,17 +80,17 @@ def mount_tree(mapper: Mapper, request: TreeRequest) -> MountedTree:
         if not mountinfo.is_clear(directory):  # also below: what we cover there could never be told from our own mounts
             raise UsageError("something else is mounted here", subject=directory, hint="choose another directory")
         identity = mapper.identify_to_map(request.disk)
-        tree = TreeRecord(directory, identity.id, request.owner, mapper.boot, own_directory=staging)
+        tree = TreeRecord(directory, identity.id, request.owner, mapper.boot, own_directory=is_own)
         undo.callback(lambda: dismantle_locked(mapper, find(mapper, directory), patience=UNDO_SECONDS))
         record.write(mapper.runtime.trees, tree)
-        if staging:
-            make_directory(mapper, directory)
+        if is_own:
+            staging.make(mapper.runtime, directory)
         user = users.of_tree(directory)
         with mapper.map_open(request.disk, identity, request.options, user=user) as opened:
             volumes = look.volumes(opened.disk.table, opened.reader.read)
         disk = opened.disk
         plan = look.plan_for(volumes, disk.access, request.purpose, request.root_hint, disk.disk.source)
-        _carry_out(plan, directory, request.idmap)
+        mounting.carry_out(plan, directory, request.idmap)
         record.mark(mapper.runtime.trees, directory, complete=True)
         undo.pop_all()
     return MountedTree(directory, disk, plan, request.owner)
@@ -240,7 +219,7 @@ def dismantle_locked(mapper: Mapper, tree: TreeRecord | None, *, patience: float
         if tree.boot == mapper.boot:
             _unmount_marked(mapper, tree, _devices(tree, mapped))
     if tree.own_directory:
-        _remove_directory(mapper, tree.directory)
+        staging.remove(mapper.runtime, tree.directory)
     record.remove(mapper.runtime.trees, tree.directory)
 
 
@@ -251,7 +230,7 @@ def _unmount_marked(mapper: Mapper, tree: TreeRecord, devices: tuple[str, ...]) 
             record.mark(mapper.runtime.trees, tree.directory, complete=False)
     unmounted: list[str] = []
     try:
-        _unmount_all(tree.directory, devices, unmounted)
+        mounting.unmount_all(tree.directory, devices, unmounted)
     except MapperError:
         if tree.complete and not unmounted and mountinfo.at(tree.directory):  # it is in use, and stays as it is
             record.mark(mapper.runtime.trees, tree.directory, complete=True)
@@ -269,206 +248,13 @@ def _devices(tree: TreeRecord, disk: MappedDisk | None) -> tuple[str, ...]:
     return (disk.device, *(partition.device for partition in disk.table.partitions))
 
 
-# --- steps --------------------------------------------------------------------------------------------
-
-
-def _carry_out(plan: MountPlan, directory: str, idmap: IdMap | None) -> None:
-    with contextlib.ExitStack() as stack:
-        root_fd = -1
-        for mount in plan.mounts:
-            try:
-                mount_fd = _detached(mount)
-                stack.callback(os.close, mount_fd)
-                target_fd = _open_directory(directory) if mount.target == "/" else _target(root_fd, mount)
-                try:
-                    mounts.attach(mount_fd, target_fd)
-                finally:
-                    os.close(target_fd)
-                if mount.target == "/":
-                    root_fd = mount_fd
-            except MapperError as error:
-                if not mount.optional or mount.target == "/":
-                    if isinstance(error, (UnsafePath, NotFound)):
-                        error.hint = error.hint or f"it is the mount point {mount.target} of the image's fstab"
-                    raise
-    if idmap is not None:
-        _map_owners(plan, directory, idmap)
-
-
-def _map_owners(plan: MountPlan, directory: str, idmap: IdMap) -> None:
-    """Put a clone of the tree with mapped owners in its place.
-
-    Not done mount by mount: in an idmapped mount root of the host owns nothing, and could make no missing mount point
-    (EOVERFLOW).
-    """
-    from mapper_core.linux.idmap import user_namespace
-
-    with contextlib.ExitStack() as stack:
-        userns = user_namespace(idmap)
-        stack.callback(os.close, userns)
-        clone = mounts.clone_tree(directory, recursive=True)
-        stack.callback(os.close, clone)
-        try:
-            # private, else the unmounts below would reach the clone
-            private = mounts.Propagation.PRIVATE
-            mounts.set_attributes(clone, recursive=True, propagation=private, userns_fd=userns)
-        except NotSupported as error:
-            kinds = ", ".join(sorted({mount.fstype for mount in plan.mounts}))
-            raise NotSupported(
-                f"this kernel cannot idmap all filesystems of the tree ({kinds})",
-                subject=directory,
-                hint="mount it without an id map",
-            ) from error
-        _unmount_all(directory, tuple(mount.volume.partition.device for mount in plan.mounts), [])
-        target_fd = _open_directory(directory)
-        stack.callback(os.close, target_fd)
-        mounts.attach(clone, target_fd)
-
-
-def _open_directory(directory: str) -> int:
-    return os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-
-
-def _detached(mount: Mount) -> int:
-    """A detached mount with its flags; closing it without attaching it unmounts it."""
-    options = tuple(option for option in mount.options if option not in MOUNT_ATTRIBUTES)
-    if mount.subvolume:
-        options = (*options, f"subvol={mount.subvolume}")
-    attributes = STAGING
-    for name in set(mount.options) & _ATTRIBUTES.keys():
-        attributes |= _ATTRIBUTES[name]
-    return mounts.new_filesystem(
-        mount.fstype, mount.volume.partition.device, options=options, access=mount.access, attributes=attributes
-    )
-
-
-def _target(root_fd: int, mount: Mount) -> int:
-    """Open a mount point inside the tree; a missing one is made when the tree is writable, as an init system
-    would.
-    """
-    writable = mount.access is Access.READ_WRITE
-    return beneath.open_directory_in_root(root_fd, mount.target, create=0o755 if writable else None)
-
-
-def _unmount_all(directory: str, devices: tuple[str, ...], unmounted: list[str]) -> None:
-    """Unmount all mounts at and below the directory, the deepest and newest first.
-
-    :param devices: what may be mounted there.
-    :param unmounted: gets the mount points as they go, also when one then fails.
-    """
-    if _unmount_single(directory, devices):
-        return
-    found = mountinfo.under(directory)
-    for entry in sorted(found, key=lambda entry: (entry.target.count("/"), entry.id), reverse=True):
-        if entry.source not in devices:
-            raise DeviceBusy(
-                f"{entry.source} ({entry.fstype}) is mounted on {entry.target} and does not belong to the tree",
-                subject=directory,
-                hint=f"unmount it first: umount {entry.target}",
-            )
-        parent, name = os.path.split(entry.target)
-        parent_fd = _open_parent(directory, parent)
-        try:
-            mounts.unmount(name, parent_fd=parent_fd)
-        finally:
-            os.close(parent_fd)
-        unmounted.append(entry.target)
-
-
-def _unmount_single(directory: str, devices: tuple[str, ...]) -> bool:
-    """Unmount a tree that is a single mount; the device of the filesystem tells that it is ours.
-
-    :returns: whether that was all: the directory is no mount point any more. The kernel unmounts nothing that has other
-        mounts below it.
-    """
-    parent, name = os.path.split(directory)
-    with contextlib.suppress(FileNotFoundError):  # after a crash: directory or device are gone, or were never made
-        ours = {os.stat(device).st_rdev for device in set(devices) if device.startswith("/dev/")}
-        parent_fd = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            if mountinfo.device_on(name, parent_fd=parent_fd) in ours and mounts.try_unmount(name, parent_fd=parent_fd):
-                return mountinfo.device_on(name, parent_fd=parent_fd) is None
-        finally:
-            os.close(parent_fd)
-    return False
-
-
-def _open_parent(directory: str, parent: str) -> int:
-    """Open the directory that has a mount point; inside of the tree no link can lead out of it."""
-    if parent != directory and not mountinfo.is_below(parent, directory):
-        return os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    root_fd = _open_directory(directory)
-    try:
-        return beneath.open_in_root(root_fd, parent[len(directory) :] or "/", os.O_PATH | os.O_DIRECTORY)
-    finally:
-        os.close(root_fd)
-
-
-# --- the directory ------------------------------------------------------------------------------------
-
-
-def _is_staging(mapper: Mapper, directory: str) -> bool:
-    return os.path.dirname(directory) == mapper.runtime.mounts
-
-
 def _real_directory(mapper: Mapper, directory: str) -> str:
     """Return the real path of the directory; one below ``<runtime>/mounts`` is made later."""
     if not directory.startswith("/"):
         raise UsageError("the directory must be an absolute path", subject=directory)
-    if _is_staging(mapper, directory):
+    if staging.is_one(mapper.runtime, directory):
         return directory
     try:
         return real_path(directory, os.O_DIRECTORY)
     except (OSError, ValueError) as error:
         raise UsageError("is not a directory", subject=directory, hint=f"mkdir {directory}") from error
-
-
-def make_directory(mapper: Mapper, directory: str) -> None:
-    """Make a directory below ``<runtime>/mounts``, which is a mount of its own from the first of them on.
-
-    :raises Busy: another process makes or removes one, and does not come to an end.
-    """
-    with _alone(mapper):
-        os.mkdir(directory, 0o700)
-        make_shared(mapper.runtime.mounts)
-
-
-def _remove_directory(mapper: Mapper, directory: str) -> None:
-    """Remove a staging directory (it is empty: rmdir never removes content, U-12), and the mount around them with the
-    last one.
-    """
-    with _alone(mapper):
-        with contextlib.suppress(FileNotFoundError):
-            os.rmdir(directory)
-        if not os.listdir(mapper.runtime.mounts) and mountinfo.at(mapper.runtime.mounts):
-            with contextlib.suppress(MapperError):
-                mounts.unmount(mapper.runtime.mounts)
-
-
-def _alone(mapper: Mapper) -> contextlib.AbstractContextManager[None]:
-    """Keep others from making the first tree while the last one goes: it would be hidden by the next, or not be shared."""
-    mounts_of_all = mapper.runtime.mounts
-    return locks.try_lock_of(f"{mapper.runtime.locks}/mounts", lambda: bool(os.listdir(mounts_of_all)), _MOMENT_SECONDS)
-
-
-def make_shared(directory: str) -> None:
-    """Make a directory a mount of its own whose mount events reach the copies of it in other mount namespaces.
-
-    Whoever makes a mount namespace while a tree is mounted (a service of systemd, a container manager) gets a copy of
-    the tree, and a copy holds the device (U-11, L-18). An unmount reaches those copies only through a shared parent:
-    with a private one every such service would keep our disks. In a peer group of our own nothing else is shared
-    (mount_namespaces(7)).
-    """
-    if mountinfo.at(directory):
-        return
-    fd = mounts.clone_tree(directory, recursive=False)
-    try:
-        mounts.set_attributes(fd, propagation=mounts.Propagation.PRIVATE)  # leave the group of /run first
-        mounts.set_attributes(fd, propagation=mounts.Propagation.SHARED)
-        target_fd = _open_directory(directory)
-        try:
-            mounts.attach(fd, target_fd)
-        finally:
-            os.close(target_fd)
-    finally:
-        os.close(fd)

@@ -15,9 +15,10 @@ from collections.abc import Callable
 
 from mapper_core.errors import ImageInUse, NotMapped, UsageError
 from mapper_core.linux import mountinfo, mounts
+from mapper_core.linux.files import open_directory
 from mapper_core.mapping import Mapper
 from mapper_core.model import Access
-from mapper_core.tree import mounted, record
+from mapper_core.tree import mounted, mounting, record, staging
 from mapper_core.tree.record import TreeRecord
 
 #: Source of the tmpfs in mountinfo, by which its tree knows it.
@@ -51,13 +52,13 @@ def scratch_tree(
         tree = TreeRecord(directory, "", owner, mapper.boot, own_directory=True, source=SOURCE)
         undo.callback(lambda: mounted.dismantle_locked(mapper, mounted.find(mapper, directory)))
         record.write(mapper.runtime.trees, tree)
-        mounted.make_directory(mapper, directory)
+        staging.make(mapper.runtime, directory)
         options = (f"size={size}", "mode=0755", f"uid={uid}", f"gid={gid}")
         fd = mounts.new_filesystem(
-            "tmpfs", SOURCE, options=options, access=Access.READ_WRITE, attributes=mounted.STAGING
+            "tmpfs", SOURCE, options=options, access=Access.READ_WRITE, attributes=mounting.ATTRIBUTES
         )
         try:
-            target = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            target = open_directory(directory)
             try:
                 mounts.attach(fd, target)
             finally:
