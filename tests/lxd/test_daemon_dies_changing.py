@@ -14,7 +14,7 @@ from xml.sax.saxutils import escape
 
 import pytest
 from mapper_driver.actions import exec as execution
-from mapper_driver.lxd import cgroups, placement
+from mapper_driver.lxd import cgroups, monitors
 
 from mapper_core.linux import mountinfo, process_info
 from mapper_core.mapping import Mapper
@@ -256,7 +256,7 @@ def _revert_to_a_snapshot(shaken: Shaken) -> None:
         shaken.inside("sh", "-c", f"echo {text} | tee /word > /data/word")
 
     def has_monitor() -> bool:
-        return bool(placement.monitors_of(containers, shaken.machine.name))
+        return bool(monitors.of_container(containers, shaken.machine.name))
 
     write("first")
     ok(_snapshot(shaken, "create", "0")(**shaken.host.state))

@@ -11,7 +11,7 @@ from mapper_core.linux.holders import HolderKind
 from mapper_driver.actions.node import Node
 from mapper_driver.devices import disk_name
 from mapper_driver.errors import InstanceNotFound
-from mapper_driver.lxd import inside, lending, limits, placement
+from mapper_driver.lxd import inside, lending, limits, monitors, placement
 from mapper_driver.lxd.model import Instance
 from mapper_driver.opennebula.argv import DetachDisk
 from mapper_driver.opennebula.vm import VmIdentity
@@ -55,7 +55,7 @@ def remove_disk(found: Instance, pid: int, disk_id: int, node: Node) -> None:
         node.client.set_devices(container, {name: None})
     try:
         if pid:
-            monitor = placement.monitor_of(pid)
+            monitor = monitors.of_init(pid)
             if monitor is not None:
                 lending.withdraw_from_monitor(directory, monitor.pid, node.client.daemon_pid())
             _check_unused(directory, disk_id, container, node)

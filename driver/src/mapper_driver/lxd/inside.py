@@ -12,7 +12,7 @@ import stat
 from mapper_core.errors import DeviceBusy, Refused
 from mapper_core.linux import mountinfo, namespaces
 from mapper_driver.errors import TreeNotPlaced
-from mapper_driver.lxd import clones, placement
+from mapper_driver.lxd import clones, monitors
 
 #: Filesystems whose server is a process of the guest or another machine, so that a look at a path may never end.
 _REMOTE = ("fuse", "nfs", "cifs", "smb", "9p", "autofs", "ceph")
@@ -75,7 +75,7 @@ def is_cut_off(pid: int, daemon_pid: int) -> bool:
     """Whether the daemon of a running container was replaced by one in another mount namespace. Such a daemon says that it has
     attached a disk, and has not (L-03).
     """
-    monitor = placement.monitor_of(pid)
+    monitor = monitors.of_init(pid)
     return monitor is not None and (
         namespaces.mount_namespace_id(monitor.pid) != namespaces.mount_namespace_id(daemon_pid)
     )

@@ -19,9 +19,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mapper_core.errors import DeviceBusy, KernelError, MapperError, NotFound, NotMapped
-from mapper_core.linux import mountinfo, namespaces, process_info
+from mapper_core.linux import mountinfo, namespaces
 from mapper_core.linux.mounts import MountAttribute
-from mapper_core.linux.process_info import ProcessInfo
 from mapper_core.runtime import Runtime, boot_id
 from mapper_core.state_files import corrupt, read_json, remove_json, write_json
 from mapper_driver.errors import TreeNotPlaced, TreeStillPlaced
@@ -229,34 +228,6 @@ def host_process(namespace: int) -> int:
             if namespaces.mount_namespace_id(pid) == namespace:
                 return pid
     return 0
-
-
-def monitor_of(init_pid: int) -> ProcessInfo | None:
-    """LXC's monitor of a running container, the parent of its first process; ``None`` when it is not to be seen."""
-    if init_pid <= 0:
-        return None
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        with open(f"/proc/{init_pid}/stat", "rb") as file:
-            parent = int(file.read().rpartition(b") ")[2].split()[1])
-        with open(f"/proc/{parent}/cmdline", "rb") as file:
-            if file.read(64).startswith(b"[lxc monitor]"):
-                return process_info.info(parent)
-    return None
-
-
-def monitors_of(containers: str, name: str) -> tuple[ProcessInfo, ...]:
-    """LXC's monitors of a container, also while it has no first process yet or no more.
-
-    :param containers: the daemon's directory with the configurations of its containers, which LXC calls the lxcpath.
-    """
-    wanted = f"[lxc monitor] {containers} {name}".encode()
-    found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
-            ours = os.fstat(file.fileno()).st_uid == os.geteuid()  # anybody can give a process any name
-            if ours and file.read(len(wanted) + 1).rstrip(b"\0") == wanted:
-                found.append(process_info.info(int(pid)))
-    return tuple(item for item in found if item is not None and not item.gone)
 
 
 # --- helpers ------------------------------------------------------------------------------------------

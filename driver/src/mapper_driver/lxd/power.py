@@ -15,7 +15,7 @@ from mapper_driver.errors import (
     InstanceStartFailed,
     LxdFailed,
 )
-from mapper_driver.lxd import placement
+from mapper_driver.lxd import monitors
 from mapper_driver.lxd.connection import OPERATION_SECONDS
 from mapper_driver.lxd.model import InstanceState, Status
 from mapper_driver.lxd.reader import Reader
@@ -108,7 +108,7 @@ class Power(Reader):
         state = self.state(name)
         if state.status is Status.STOPPED:
             return
-        monitor = placement.monitor_of(state.pid)
+        monitor = monitors.of_init(state.pid)
         try:
             self._set_state(name, request, Status.STOPPED, deadline_seconds)
         except LxdFailed:
@@ -119,7 +119,7 @@ class Power(Reader):
 
     def _wait_for_monitors(self, name: str) -> None:
         """Let a failed start come to its end; until then Incus 6.0 answers "running" or "Invalid PID"."""
-        for monitor in placement.monitors_of(f"{os.path.dirname(self.socket)}/containers", name):
+        for monitor in monitors.of_container(f"{os.path.dirname(self.socket)}/containers", name):
             with contextlib.suppress(DeadlineExceeded):
                 process_info.wait_gone(monitor.pid, monitor.start_time, _END_SECONDS)
 
