@@ -19,7 +19,9 @@ from mapper_core.testing import disks
 from mapper_core.tree import mounted
 
 from .conftest import Attacker, Canary, Outcome, Report
-from .corpus import FAMILIES, Case, guest
+from .corpus import FAMILIES
+from .corpus.case import Case
+from .corpus.guests import guest
 
 pytestmark = [pytest.mark.security, pytest.mark.timeout(400)]
 

@@ -25,7 +25,7 @@ from mapper_core.testing.disks import Part
 from mapper_core.tree.mounted import TreeRequest, mount_tree, plan_tree, unmount_tree
 
 from .conftest import Canary, Report
-from .corpus import guest
+from .corpus.guests import guest
 
 pytestmark = pytest.mark.security
 
