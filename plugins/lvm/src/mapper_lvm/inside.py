@@ -12,7 +12,7 @@ from mapper_core.frozen import replace
 from mapper_core.model import Partition, PartitionTable
 from mapper_core.partitions import ReadAt, window
 from mapper_core.partitions.discover import discover
-from mapper_core.partitions.layout import MAX_NUMBER
+from mapper_core.partitions.layout import MAX_NUMBER, Extent, check_overlaps
 from mapper_lvm import group, label, text
 
 #: The scheme of a disk that is a physical volume as a whole.
@@ -27,7 +27,7 @@ def find(read: ReadAt, size: int, sector_size: int) -> PartitionTable | None:
     :raises BadPartitionTable: the table, or the metadata, make no sense.
     """
     table = discover(read, size, sector_size)
-    found = [(item, _label(read, item)) for item in table.partitions]
+    found = _labels(read, table.partitions)
     physical = tuple(volume for _, volume in found if volume is not None)
     if not physical:
         return None
@@ -48,24 +48,34 @@ def find(read: ReadAt, size: int, sector_size: int) -> PartitionTable | None:
             start, length = volume.pieces[0]
             names = group.device_names(one, volume)
             partitions.append(Partition(number, start, length, uuid=volume.uuid, label=name, names=names))
+    # each group is sane in itself by now, but two can claim the same physical volume
+    check_overlaps([Extent(item.start, item.size, f"the volume {item.label}") for item in partitions])
     scheme = SCHEME if table.scheme == "none" else table.scheme
     return replace(table, scheme=scheme, partitions=(*kept, *partitions), warnings=tuple(warnings))
 
 
-def _label(read: ReadAt, partition: Partition) -> label.PhysicalVolume | None:
-    return label.read(window(read, partition.start, partition.size), partition.start, partition.size)
+def _labels(read: ReadAt, partitions: tuple[Partition, ...]) -> list[tuple[Partition, label.PhysicalVolume | None]]:
+    """Read the label of each partition, as long as what they lead to is not too much."""
+    found: list[tuple[Partition, label.PhysicalVolume | None]] = []
+    texts: set[bytes] = set()
+    for item in partitions:
+        volume = label.read(window(read, item.start, item.size), item.start, item.size)
+        found.append((item, volume))
+        texts.update(volume.texts if volume is not None else ())
+        if sum(map(len, texts)) > label.MAX_TEXT:
+            raise BadPartitionTable(f"the disk has more than {label.MAX_TEXT >> 20} MiB of LVM metadata")
+    return found
 
 
 def _groups(physical: tuple[label.PhysicalVolume, ...]) -> list[group.VolumeGroup]:
     """Read each group once, however many of its volumes are on this device."""
     copies: dict[str, list[tuple[str, text.Section]]] = {}
-    for volume in physical:
-        for content in volume.texts:
-            parsed = text.parse(content.rstrip(b"\0").decode("utf-8", "replace"))
-            name = group.name_of(parsed)
-            section = parsed[name]
-            assert isinstance(section, dict)
-            copies.setdefault(str(section.get("id")), []).append((name, section))
+    for content in dict.fromkeys(content for volume in physical for content in volume.texts):
+        parsed = text.parse(content.rstrip(b"\0").decode("utf-8", "replace"))
+        name = group.name_of(parsed)
+        section = parsed[name]
+        assert isinstance(section, dict)
+        copies.setdefault(str(section.get("id")), []).append((name, section))
     groups = []
     for found in copies.values():
         newest = group.newest([section for _, section in found])

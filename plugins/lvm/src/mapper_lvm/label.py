@@ -17,7 +17,8 @@ from mapper_core.partitions import ReadAt
 SECTOR = 512
 LABEL_SECTORS = 4
 
-#: Longest metadata that are read, bytes. pvcreate(8) makes room for one MiB; a volume takes about 300 bytes.
+#: Longest metadata that are read, all different ones of a device together, bytes. pvcreate(8) makes room for one MiB; a volume
+#: takes about 300 bytes.
 MAX_TEXT = 4 << 20
 #: Most areas that one physical volume may list; LVM itself makes two.
 MAX_AREAS = 8

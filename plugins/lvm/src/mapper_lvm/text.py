@@ -24,8 +24,9 @@ Section = dict[str, Value]
 #: Sections in sections: group, volumes, volume, segment, and one more.
 MAX_DEPTH = 8
 
+#: Blanks and comments are taken without going back: a comment could be divided in as many ways as it has subsets of "#".
 _TOKEN = re.compile(
-    r"""(?:\s|\#[^\n]*)*(?:
+    r"""(?:\s|\#[^\n]*+)*+(?:
       (?P<string>"(?:[^"\\\n]|\\.)*")
     | (?P<number>-?[0-9]+(?:\.[0-9]+)?)(?![A-Za-z0-9_])
     | (?P<name>[A-Za-z0-9_.+/-]+)
