@@ -11,7 +11,7 @@ import dataclasses
 import struct
 import zlib
 
-from mapper_core.errors import BadPartitionTable, NotSupported
+from mapper_core.errors import BadPartitionTable, NoRoomToGrow, NotSupported
 from mapper_core.grow.extent import Growth, Write, new_end
 from mapper_core.model import Partition, PartitionTable
 from mapper_core.partitions import mbr
@@ -33,7 +33,7 @@ def extend(read: ReadAt, size: int, table: PartitionTable, partition: Partition)
     :param table: what was found on it.
     :raises BadPartitionTable: the primary table is damaged.
     :raises NotSupported: the table has a hybrid MBR, which would have to be changed too.
-    :raises NoRoomToGrow: another partition is in the way.
+    :raises NoRoomToGrow: another partition is in the way, or one reaches so far that the backup has no room.
     """
     sector = table.sector_size
     header = read_header(read, size, sector, 1) or _interrupted(read, size, sector)
@@ -58,6 +58,7 @@ def extend(read: ReadAt, size: int, table: PartitionTable, partition: Partition)
     cover = Write(0, _protective(protective, slots[0].index, last))
     if end == partition.start + partition.size and header.other_lba == last:
         return Growth(grown, () if cover.data == protective else (cover,))
+    _check_room_for_backup(table, header, last_usable + 1)
     entries = bytearray(header.entries)
     struct.pack_into("<Q", entries, (partition.number - 1) * header.entry_size + _LAST_LBA, end // sector - 1)
     raw = read(sector, sector)
@@ -74,6 +75,22 @@ def extend(read: ReadAt, size: int, table: PartitionTable, partition: Partition)
             cover,
         ),
     )
+
+
+def _check_room_for_backup(table: PartitionTable, header: Header, first: int) -> None:
+    """Check that nothing is where the backup will be: an image that was cut off behind its last partition has no room there.
+
+    :param first: sector of the backup's entries.
+    """
+    sector = table.sector_size
+    used = [(item.start + item.size, f"partition {item.number}") for item in table.partitions]
+    used.append((header.entries_lba * sector + len(header.entries), "the array of GPT entries"))
+    end, name = max(used)
+    if end > first * sector:
+        needed = -(-end // sector) * sector + -(-len(header.entries) // sector) * sector + sector
+        raise NoRoomToGrow(
+            f"there is no room for the backup GPT behind {name}", hint=f"make the disk larger: at least {needed} bytes"
+        )
 
 
 def _interrupted(read: ReadAt, size: int, sector: int) -> Header | None:
@@ -117,6 +134,10 @@ def _protective(sector: bytes, slot: int, last: int) -> bytes:
     changed = bytearray(sector)
     at = 446 + 16 * slot + 8
     start, count = struct.unpack_from("<II", changed, at)
+    if start > last:
+        raise BadPartitionTable(
+            "the protective MBR does not cover the disk", hint="make it anew, for example with gdisk"
+        )
     if count != _ALL:
         struct.pack_into("<I", changed, at + 4, min(last - start + 1, _ALL))
     return bytes(changed)

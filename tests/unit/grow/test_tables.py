@@ -123,6 +123,28 @@ def test_gpt_entries_elsewhere() -> None:
         assert _after(state, _plan(state, 1))[-1] == _after(image, growth)[-1]
 
 
+@pytest.mark.parametrize("grows", [1, 2])
+def test_gpt_the_backup_is_not_written_over_a_partition(grows: int) -> None:
+    """An image that was cut off behind its last partition has no room for the backup, whichever partition is to grow."""
+    whole = gpt_image(8 * MIB, (Gpt(1, 2048, 4095), Gpt(2, 6144, 8191)))
+    for size in (4 * MIB, 4 * MIB + 32 * 512):
+        with pytest.raises(NoRoomToGrow, match="no room for the backup GPT behind partition 2") as caught:
+            _plan(whole[:size], grows)
+        assert f"{4 * MIB + 33 * 512} bytes" in caught.value.hint
+    image = whole[: 4 * MIB + 33 * 512]
+    final = _after(image, _plan(image, grows))[-1]
+    assert final[3 * MIB : 4 * MIB] == image[3 * MIB : 4 * MIB]
+    assert _table(final).warnings == ()
+
+
+def test_gpt_an_entry_that_protects_what_is_not_there() -> None:
+    """Anything can stand there: only its type is looked at."""
+    image = _grown(gpt_image(4 * MIB, (Gpt(1, 2048, 4095),)), MIB)
+    struct.pack_into("<II", image, 446 + 8, 0xFFFF0000, 1)
+    with pytest.raises(BadPartitionTable, match="protective MBR"):
+        _plan(image, 1)
+
+
 @pytest.mark.parametrize("make", ["gpt", "dos"])
 def test_what_is_in_the_way_is_named(make: str) -> None:
     if make == "gpt":
