@@ -27,7 +27,7 @@ def _idmap(text: str) -> tuple[int, int]:
     first, separator, count = text.partition(":")
     if separator and first.isascii() and count.isascii() and first.isdigit() and count.isdigit():
         host, number = int(first), int(count)
-        if number > 0 and host + number <= 1 << 32:  # ids have 32 bits; (uid_t)-1 is none (user_namespaces(7))
+        if number > 0 and host + number < 1 << 32:  # ids have 32 bits; (uid_t)-1 is none (user_namespaces(7))
             return host, number
     raise argparse.ArgumentTypeError(f"{text!r} is not HOST:COUNT (first host id, number of ids): 100000:65536")
 

@@ -112,6 +112,37 @@ _HABITS = {
     "snap": "snapshot",
     "cleanup": "reconcile",
     "repair": "reconcile",
+    "losetup": "map",
+    "kpartx": "map",
+    "qemu-nbd": "map",
+    "lsblk": "partitions",
+    "delete": "unmap",
+    "remove": "unmap",
+    "rm": "unmap",
+    "convert": "image convert",
+    "build": "image build",
+    "revert": "snapshot revert",
+    "help": "--help",
+}
+
+#: Likewise the options of losetup, kpartx and qemu-nbd that stand where a command is here.
+_HABITS_OF_OPTIONS = {
+    "-a": "map",
+    "-c": "map",
+    "--connect": "map",
+    "-d": "unmap",
+    "--detach": "unmap",
+    "--disconnect": "unmap",
+    "-l": "ls",
+    "--list": "ls",
+}
+
+#: Options that are not needed here.
+_NEEDLESS = {
+    "-P": "partitions have their devices without being asked for",
+    "--partscan": "partitions have their devices without being asked for",
+    "--find": "a free device is found without being asked",
+    "--show": "the device is printed without being asked",
 }
 
 
@@ -119,6 +150,9 @@ def _explain(error: UsageError, words: Sequence[str]) -> UsageError:
     """Return the error with a hint that fits what was typed."""
     import re
 
+    if words and words[0] in _HABITS_OF_OPTIONS:
+        hint = f"did you mean: {PROGRAM} {_HABITS_OF_OPTIONS[words[0]]}"
+        return UsageError(f"a command is missing before {words[0]}", subject=PROGRAM, hint=hint)
     if match := re.search(r"argument COMMAND: invalid choice: (.*) \(choose from", error.message):
         import difflib
 
@@ -127,6 +161,8 @@ def _explain(error: UsageError, words: Sequence[str]) -> UsageError:
         name = _HABITS.get(typed) or (near[0] if near else "")
         hint = f"did you mean: {PROGRAM} {name}" if name else f"see: {PROGRAM} --help"
         return UsageError(f"there is no command {match[1]}", subject=typed, hint=hint)
+    if needless := next((_NEEDLESS[word] for word in words if word in _NEEDLESS), ""):
+        return UsageError(error.message, subject=error.subject, hint=needless)
     if "required: IMAGE" in error.message and {"-f", "--format"} & set(words):
         hint = (
             "-f takes the format of the image (as in qemu-nbd); a free device is found without being asked (losetup -f)"

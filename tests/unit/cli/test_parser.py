@@ -10,6 +10,8 @@ import pytest
 from mapper_core.cli import parser
 from mapper_core.cli.commands import COMMANDS
 from mapper_core.errors import UsageError
+from mapper_core.linux.idmap import format_map
+from mapper_core.model import IdRange
 
 pytestmark = pytest.mark.unit
 
@@ -46,13 +48,14 @@ def test_verbose_stands_before_or_behind_the_command(words: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("100000:65536", (100000, 65536)), ("0:1", (0, 1)), ("4294901760:65536", (4294901760, 65536))],
+    [("100000:65536", (100000, 65536)), ("0:1", (0, 1)), ("4294901760:65535", (4294901760, 65535))],
 )
 def test_idmap(text: str, expected: tuple[int, int]) -> None:
     assert parser.parse(["mount", "a", "/mnt", "--idmap", text]).idmap == expected
+    assert format_map((IdRange(0, *expected),))  # it is not refused later, when the image is mapped already
 
 
-@pytest.mark.parametrize("text", ["", "1", "1:", ":1", "1:0", "-1:5", "1:2:3", "a:b", "4294967295:2", "²:1", "1 :2"])
+@pytest.mark.parametrize("text", ["", "1", "1:", ":1", "1:0", "-1:5", "1:2:3", "a:b", "4294967295:2", "4294901760:65536", "²:1", "1 :2"])
 def test_an_idmap_that_makes_no_sense_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="HOST:COUNT"):
         parser.parse(["mount", "a", "/mnt", f"--idmap={text}"])
@@ -66,6 +69,15 @@ def test_an_idmap_that_makes_no_sense_is_refused(text: str) -> None:
         (["attach"], "there is no command 'attach'", "did you mean: mapper-cli map"),
         (["detach"], "there is no command 'detach'", "did you mean: mapper-cli unmap"),
         (["partition"], "there is no command 'partition'", "did you mean: mapper-cli partitions"),
+        (["convert", "a", "b"], "there is no command 'convert'", "did you mean: mapper-cli image convert"),
+        (["kpartx", "-av", "a"], "there is no command 'kpartx'", "did you mean: mapper-cli map"),
+        (["lsblk"], "there is no command 'lsblk'", "did you mean: mapper-cli partitions"),
+        (["help"], "there is no command 'help'", "did you mean: mapper-cli --help"),
+        (["-d", "/dev/loop0"], "a command is missing before -d", "did you mean: mapper-cli unmap"),
+        (["-c", "/dev/nbd0", "a.qcow2"], "a command is missing before -c", "did you mean: mapper-cli map"),
+        (["-l"], "a command is missing before -l", "did you mean: mapper-cli ls"),
+        (["map", "-P", "a"], "unrecognized arguments: -P", "partitions have their devices without being asked for"),
+        (["map", "--show", "-f", "a"], "required: IMAGE", "the device is printed without being asked"),
         (["xyzzy"], "there is no command 'xyzzy'", "see: mapper-cli --help"),
         (["map"], "required: IMAGE", "see: mapper-cli map --help"),
         # what hands that know `losetup -f FILE` type
