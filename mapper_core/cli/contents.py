@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from mapper_core import users
 from mapper_core.cli.sources import disk_from, existing_target
+from mapper_core.errors import BadPartitionTable
 from mapper_core.mapping import UNDO_SECONDS, Mapper
 from mapper_core.model import Access, Disk, Filesystem, MapOptions, PartitionTable
 from mapper_core.partitions import nodes
@@ -71,7 +72,11 @@ def _is_block_device(path: str) -> bool:
 
 def _read(mapper: Mapper, path: str) -> Contents:
     with nodes.reader(path) as reader:
-        table = mapper.registry.discover_partitions(path, reader.read, reader.size, reader.sector_size)
+        try:
+            table = mapper.registry.discover_partitions(path, reader.read, reader.size, reader.sector_size)
+        except BadPartitionTable as error:
+            error.subject = path
+            raise
         return Contents(path, table, _filesystems(reader, table))
 
 

@@ -59,9 +59,12 @@ def for_each(names: Sequence[str], work: Callable[[str], None], output: Output) 
     for name in names:
         try:
             work(name)
-        except MapperError as error:
-            output.error(error)
-            status = status or error.exit_code
+        except (MapperError, OSError) as error:
+            from mapper_core.cli.main import as_mapper_error
+
+            failure = as_mapper_error(error)
+            output.error(failure)
+            status = status or failure.exit_code
     return status
 
 

@@ -102,12 +102,14 @@ def run(words: Sequence[str], output: Output) -> int:
         if arguments.version:
             output.line(_version())
             return 0
+        if arguments.verbose:  # also where it is one of several letters, as in -rv
+            output.talk = Talk.VERBOSE
         return _handler(arguments)(arguments, output)
     except parser.HelpWanted as wanted:
         output.block(wanted.text)
         return 0
     except Exception as error:
-        failure = _as_mapper_error(error)
+        failure = as_mapper_error(error)
         output.drop()
         output.error(failure)
         if failure is not error:
@@ -125,7 +127,7 @@ def _handler(arguments: Arguments) -> Callable[[Arguments, Output], int]:
     return handler
 
 
-def _as_mapper_error(error: Exception) -> MapperError:
+def as_mapper_error(error: Exception) -> MapperError:
     """Give every failure the form in which failures are printed."""
     if isinstance(error, MapperError):
         return error

@@ -9,13 +9,16 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from mapper_core.cli import main as program
 from mapper_core.cli import parser
 from mapper_core.cli.output import Output, Style, Talk
-from mapper_core.errors import Busy, MapperError, NoFreeDevice
+from mapper_core.errors import BadPartitionTable, Busy, MapperError, NoFreeDevice, UsageError
+from mapper_core.model import Disk
+from mapper_core.testing.tables import Gpt, gpt_image
 
 pytestmark = pytest.mark.unit
 
@@ -206,12 +209,47 @@ def test_several_targets_are_all_tried_and_the_first_failure_counts() -> None:
             raise Busy("later")
         if name == "c":
             raise NoFreeDevice("none")
+        if name == "d":
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", "/run/x")  # what a plugin lets through
 
     err = io.StringIO()
     output = Output(Style.TEXT, Talk.NORMAL, stdout=io.StringIO(), stderr=err)
-    assert for_each(["a", "b", "c", "d"], work, output) == Busy.exit_code
-    assert tried == ["a", "b", "c", "d"]
-    assert err.getvalue() == "mapper-cli: error: later\nmapper-cli: error: none\n"
+    assert for_each(["a", "b", "c", "d", "e"], work, output) == Busy.exit_code
+    assert tried == ["a", "b", "c", "d", "e"]
+    lines = ("later", "none", "/run/x: Directory not empty (ENOTEMPTY)")
+    assert err.getvalue() == "".join(f"mapper-cli: error: {line}\n" for line in lines)
+
+
+@pytest.mark.parametrize("words", [["map", "a", "-rv"], ["map", "a", "-vr"], ["-v", "map", "a"]])
+def test_verbose_may_be_one_of_several_letters(
+    words: list[str], command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def handler(_arguments: object, output: Output) -> int:
+        output.debug("is said")
+        return 0
+
+    command(handler)
+    assert program.call(words) == 0
+    assert "is said" in capsys.readouterr().err
+
+
+def test_a_table_that_makes_no_sense_is_said_with_the_name_of_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = gpt_image(4 << 20, (Gpt(1, 2048, 4095),))
+    image[512 + 20] ^= 1
+    image[-512 + 20] ^= 1
+    (tmp_path / "disk.raw").write_bytes(image)
+    assert program.call(["partitions", str(tmp_path / "disk.raw"), "-f", "raw"]) == BadPartitionTable.exit_code
+    assert f"error: {tmp_path}/disk.raw: the disk has a protective MBR" in capsys.readouterr().err
+
+
+def test_options_of_packages_are_not_passed_over_in_silence() -> None:
+    from mapper_core.cli.image import _build
+
+    words = ["image", "build", "a", "-O", "raw", "--size", "1G", "--from-tar", "b", "--package", "sudo"]
+    with pytest.raises(UsageError, match="are for --suite"):
+        _build(parser.parse(words), None, Disk("/a", "raw"), Output())  # type: ignore[arg-type]
 
 
 def test_the_table_of_commands_is_what_is_run() -> None:
