@@ -55,7 +55,10 @@ def test_idmap(text: str, expected: tuple[int, int]) -> None:
     assert format_map((IdRange(0, *expected),))  # it is not refused later, when the image is mapped already
 
 
-@pytest.mark.parametrize("text", ["", "1", "1:", ":1", "1:0", "-1:5", "1:2:3", "a:b", "4294967295:2", "4294901760:65536", "²:1", "1 :2"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "1", "1:", ":1", "1:0", "-1:5", "1:2:3", "a:b", "4294967295:2", "4294901760:65536", "²:1", "1 :2"],
+)
 def test_an_idmap_that_makes_no_sense_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="HOST:COUNT"):
         parser.parse(["mount", "a", "/mnt", f"--idmap={text}"])
