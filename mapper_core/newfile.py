@@ -51,16 +51,16 @@ def new_file(path: str) -> Iterator[NewFile]:
             raise _explained(error, path) from error
         try:
             yield NewFile(fd, path if named else f"/proc/self/fd/{fd}")
-            os.fsync(fd)
-            if not named:
-                # with a directory, Python uses linkat(2) and follows the link in /proc; without one it does not
-                os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=parent)
-            os.fsync(parent)
-        except BaseException as error:
-            if named:
-                _remove_if_same(path, fd)
-            if isinstance(error, FileExistsError):
+            try:
+                os.fsync(fd)
+                if not named:
+                    # with a directory, Python uses linkat(2) and follows the link in /proc; without one it does not
+                    os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=parent)
+                os.fsync(parent)
+            except OSError as error:
                 raise _explained(error, path) from error
+        except BaseException:
+            _remove_if_same(path, fd)
             raise
 
 
@@ -84,6 +84,6 @@ def _explained(error: OSError, path: str) -> AlreadyExists | NotFound | KernelEr
 
 
 def _remove_if_same(path: str, fd: int) -> None:
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(OSError):  # it has no name, or never could have had this one
         if os.path.samestat(os.lstat(path), os.fstat(fd)):
             os.unlink(path)
