@@ -1,6 +1,6 @@
 """Running external programs: the only module that imports ``sh``.
 
-A command is an argument list, never a shell string. It runs with a minimal environment in the C locale, without
+A command is an argument list, never a shell string. It runs with a minimal environment in the C locale, as a rule without
 standard input, with a deadline after which its whole process group is killed, and with at most ``limit`` bytes of
 output kept. What it wrote to its standard error becomes part of the error. Of root's capabilities it has those that
 it needs, see :mod:`mapper_core.linux.confine`.
@@ -35,6 +35,9 @@ PACKAGES = {
     "mkfs.xfs": "xfsprogs",
     "mkfs.btrfs": "btrfs-progs",
 }
+
+#: How long a program that was killed may take to end, seconds. One that waits for a device whose storage is gone does not.
+KILL_SECONDS = 5
 
 #: Output that is kept per stream, bytes. More is read and thrown away, so that a chatty program never blocks.
 DEFAULT_LIMIT = 1 << 20
@@ -77,6 +80,7 @@ def run(
     subject: str = "",
     accept: tuple[int, ...] = (0,),
     limit: int = DEFAULT_LIMIT,
+    stdin: int | None = None,
     inherit: tuple[int, ...] = (),
     capabilities: tuple[int, ...] = (),
     writes: tuple[str, ...] | None = None,
@@ -88,6 +92,7 @@ def run(
     :param subject: the object the command works on, for the error.
     :param accept: exit statuses that count as success.
     :param limit: bytes kept of each of stdout and stderr.
+    :param stdin: its standard input; ``None``: nothing.
     :param inherit: descriptors that stay open in the program, besides its standard streams.
     :param capabilities: what it needs of root's, besides reading and writing the files of others.
     :param writes: all files that it may change, where the kernel can see to that (:mod:`mapper_core.linux.landlock`);
@@ -95,7 +100,7 @@ def run(
     :raises ToolMissing: the program is not installed.
     :raises KernelError: it cannot be started, or not with so few rights.
     :raises CommandFailed: it ended with another status, or by a signal.
-    :raises DeadlineExceeded: it did not end in time; it has been killed.
+    :raises DeadlineExceeded: it did not end in time; it has been killed, as far as the kernel lets that happen.
     """
     for argument in argv:
         if not isinstance(argument, str) or "\0" in argument:
@@ -105,8 +110,6 @@ def run(
     program = require_program(argv[0])
 
     with _signals_later():
-        import threading
-
         from mapper_core.linux import landlock
         from mapper_core.linux.confine import CAP_DAC_OVERRIDE, confinement
 
@@ -114,17 +117,8 @@ def run(
         confine = confinement((CAP_DAC_OVERRIDE, *capabilities))
 
     out, err = _Kept(limit), _Kept(limit)
-    late = threading.Event()
     command: Any = None
-
-    def kill() -> None:
-        late.set()
-        with contextlib.suppress(ProcessLookupError):
-            command.kill_group()
-
-    # not `_timeout`: with it sh (2.4) polls in steps of 100 ms, which every short command would pay
-    timer = threading.Timer(timeout, kill)
-    timer.daemon = True
+    is_late = False
     try:
         with open(os.devnull, "rb") as nothing, _rules(writes) as rules, _signals_later():
 
@@ -136,7 +130,7 @@ def run(
             command = sh.Command(program)(
                 *argv[1:],
                 _env={"PATH": ":".join(SEARCH_PATH), "LC_ALL": "C", "LANG": "C", "HOME": "/"},
-                _in=nothing,
+                _in=nothing if stdin is None else stdin,
                 _out=out.write,
                 _err=err.write,
                 _tty_out=False,
@@ -148,12 +142,19 @@ def run(
                 _bg=True,
                 _bg_exc=False,
             )
-        timer.start()
+        # not `_timeout`: with it sh (2.4) polls in steps of 100 ms, which every short command would pay
+        is_late = not _ends_within(command.pid, timeout)
+        if is_late and not _killed(command):
+            raise DeadlineExceeded(
+                f"{argv[0]} did not finish within {timeout:g} s, and cannot even be killed: it waits in the kernel",
+                subject=subject,
+                hint="a storage does not answer; the process ends when that is back, or has failed",
+            )
         command.wait()
     except sh.ForkException as error:  # whatever stands between fork and exec; its text is a traceback
         raise KernelError(f"{argv[0]} cannot be started: {_last_line(str(error).encode())}", subject=subject) from None
     except sh.ErrorReturnCode as error:
-        if late.is_set():
+        if is_late:
             raise DeadlineExceeded(
                 f"{argv[0]} did not finish within {timeout:g} s and was killed",
                 subject=subject,
@@ -161,14 +162,34 @@ def run(
             ) from None
         raise CommandFailed(argv, error.exit_code, err.data.decode(errors="replace"), subject=subject) from None
     except BaseException:  # a signal handler of the caller: whoever undoes things must not race against the program
-        if command is not None:
-            kill()
+        if command is not None and _killed(command):
             with contextlib.suppress(sh.ErrorReturnCode, ChildProcessError):
                 command.wait()
         raise
-    finally:
-        timer.cancel()
     return Output(bytes(out.data), bytes(err.data))
+
+
+def _killed(command: Any) -> bool:
+    """Kill a program's process group; ``False`` when it does not end even so."""
+    with contextlib.suppress(ProcessLookupError):
+        command.kill_group()
+    return _ends_within(command.pid, KILL_SECONDS)
+
+
+def _ends_within(pid: int, seconds: float) -> bool:
+    """Wait for the end of a child; its exit status stays to be asked for."""
+    import select
+
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
+    finally:
+        os.close(fd)
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from mapper_core import qemu_img
 from mapper_core.errors import CommandFailed, DeadlineExceeded
 from mapper_core.linux import process_info
 from mapper_core.linux.confine import CAP_SYS_ADMIN
+from mapper_core.linux.files import identity_without_asking
 from mapper_core.process import run
 
 _LOCK = "alive"
@@ -65,7 +66,7 @@ def stop(directory: str, program: str, *, seconds: float) -> None:
         return  # nothing was started
     try:
         deadline = time.monotonic() + seconds
-        known = _from_pid_file(directory, program)
+        known = _from_pid_file(directory, program, lock)
         while not _is_free(lock):
             for process in known or _holders(lock):
                 ours = process.name == program[:15]
@@ -126,37 +127,37 @@ def _is_free(lock: int) -> bool:
     return True
 
 
-def _from_pid_file(directory: str, program: str) -> tuple[process_info.ProcessInfo, ...]:
+def _from_pid_file(directory: str, program: str, lock: int) -> tuple[process_info.ProcessInfo, ...]:
     """The daemon, if its pid file is right: the quick way, which needs no look at all processes."""
     try:
         with open(pid_file(directory), encoding="ascii") as file:
             process = process_info.info(int(file.read()))
     except (FileNotFoundError, ValueError):
         return ()
-    if process is None or process.name != program[:15] or not _has_open(process.pid, _key(f"{directory}/{_LOCK}")):
+    if process is None or process.name != program[:15] or not _has_open(process.pid, _key(lock)):
         return ()
     return (process,)
 
 
 def _holders(lock: int) -> tuple[process_info.ProcessInfo, ...]:
     """All processes but this one that have the lock file open."""
-    found = os.fstat(lock)
-    key = (found.st_dev, found.st_ino)
+    key = _key(lock)
     pids = (int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid())
     processes = (process_info.info(pid) for pid in pids if _has_open(pid, key))
     return tuple(process for process in processes if process is not None and not process.gone)
 
 
-def _key(path: str) -> tuple[int, int]:
-    found = os.stat(path)
+def _key(lock: int) -> tuple[int, int]:
+    found = os.fstat(lock)
     return (found.st_dev, found.st_ino)
 
 
 def _has_open(pid: int, key: tuple[int, int]) -> bool:
     try:
         for name in os.listdir(f"/proc/{pid}/fd"):
-            with contextlib.suppress(FileNotFoundError):
-                if _key(f"/proc/{pid}/fd/{name}") == key:
+            # not stat(): what others have open may be on a file server that hangs, or is dead
+            with contextlib.suppress(OSError):
+                if identity_without_asking(f"/proc/{pid}/fd/{name}") == key:
                     return True
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         pass

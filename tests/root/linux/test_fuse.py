@@ -6,15 +6,18 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from mapper_core import process
 from mapper_core.errors import DeadlineExceeded, KernelError, NotMapped
-from mapper_core.linux import fuse, loop, mountinfo, mounts
+from mapper_core.linux import fuse, loop, mountinfo, mounts, process_info
 from mapper_core.model import Access
+from mapper_core.transports import daemon
 
 pytestmark = pytest.mark.root
 
@@ -111,6 +114,61 @@ def test_abort_wakes_who_waits(export: Export) -> None:
         reader.wait(timeout=0.3)
     fuse.abort(str(export.path))
     assert reader.wait(timeout=10) != 0
+
+
+def _wake_later(export: Export) -> threading.Timer:
+    """So that a test whose subject waits for the server fails, and does not hang."""
+    timer = threading.Timer(10, export.process.send_signal, (signal.SIGCONT,))
+    timer.start()
+    return timer
+
+
+def test_a_program_that_cannot_be_killed_is_given_up(export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
+    """M-23: it waits in the kernel for a disk whose server hangs; whoever has started it does not wait with it."""
+    monkeypatch.setattr(process, "KILL_SECONDS", 0.3)
+    fd = os.open(export.path, os.O_RDWR)
+    device = loop.attach(fd, access=Access.READ_WRITE, tag="hangs", direct_io=False).path
+    os.close(fd)
+    export.process.send_signal(signal.SIGSTOP)
+    timer = _wake_later(export)
+    started = time.monotonic()
+    try:
+        with pytest.raises(DeadlineExceeded, match="cannot even be killed"):
+            process.run(("dd", f"if={device}", "of=/dev/null", "iflag=direct", "count=1"), timeout=0.3)
+        assert time.monotonic() - started < 5
+        (stuck,) = process_info.find_by_argument("dd", f"if={device}")
+        assert stuck.state == "D"
+    finally:
+        timer.cancel()
+        export.process.send_signal(signal.SIGCONT)
+        for child in process_info.find_by_argument("dd", f"if={device}"):
+            os.waitpid(child.pid, 0)
+        loop.detach(device, tag="hangs")
+
+
+@pytest.mark.parametrize("end", [signal.SIGSTOP, signal.SIGKILL])
+def test_who_has_a_lock_is_found_beside_a_server_that_hangs(
+    export: Export, tmp_path: Path, end: signal.Signals
+) -> None:
+    """M-23: all files that anybody has open are looked at, and none is asked for."""
+    lock = os.open(tmp_path / "alive", os.O_RDWR | os.O_CREAT)
+    os.set_inheritable(lock, True)
+    sleeper = ["sh", "-c", f"exec 9<{export.path}; exec sleep 60"]
+    with subprocess.Popen(sleeper, close_fds=False) as holder:
+        try:
+            while [name.name for name in Path(f"/proc/{holder.pid}/fd").iterdir()].count("9") == 0:
+                time.sleep(0.01)
+            export.process.send_signal(end)
+            time.sleep(1.1)  # as long as the kernel remembers what it was told
+            timer = _wake_later(export)
+            started = time.monotonic()
+            assert [found.pid for found in daemon._holders(lock)] == [holder.pid]
+            assert time.monotonic() - started < 5
+            timer.cancel()
+        finally:
+            export.process.send_signal(signal.SIGCONT)
+            holder.kill()
+    os.close(lock)
 
 
 def test_a_loop_device_on_a_dead_server_can_be_detached(export: Export) -> None:
