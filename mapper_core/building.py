@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.resources
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 
@@ -31,6 +32,9 @@ MKFS = {
     "btrfs": ("mkfs.btrfs", "-q", "-f", "-L"),
 }
 LABEL = "root"
+
+#: An archive from standard input: a file, a pipe, or a socket, as ssh(1) gives it to a program.
+STDIN = "-"
 
 _MKFS_SECONDS = 300
 _UNPACK_SECONDS = 3600
@@ -58,6 +62,9 @@ _CAPABILITIES = (
 #: Last lines of tar's, behind the one with the reason.
 _SAYS_NOTHING = ("Error is not recoverable: exiting now", "Exiting with failure status due to previous errors")
 
+#: Directories of the image whose content belongs to the host that the archive is from.
+_EMPTY = ("proc", "sys", "dev", "run")
+
 #: mmdebstrap runs what packages bring along, in a tree of its own.
 _EVERYTHING = tuple(range(64))
 
@@ -68,7 +75,7 @@ class Recipe:
 
     :param size: of the disk, bytes.
     :param filesystem: one of :data:`MKFS`.
-    :param archive: path of a tar archive with the system, compressed or not; empty: Debian's packages.
+    :param archive: path of a tar archive with the system, compressed or not, or :data:`STDIN`; empty: Debian's packages.
     :param suite: release of Debian, such as ``bookworm``.
     :param mirror: of its packages; empty: mmdebstrap's own.
     :param packages: besides those that every system has.
@@ -106,7 +113,7 @@ def build(mapper: Mapper, disk: Disk, recipe: Recipe, say: Callable[[str], None]
         directory, owner = f"{mapper.runtime.mounts}/build-{os.getpid()}", users.this_process()
         mount_tree(mapper, TreeRequest(disk, MapOptions(), directory, owner=owner))
         try:
-            say(f"unpacking {archive}")
+            say(f"unpacking {'standard input' if archive == STDIN else archive}")
             _unpack(archive, directory)
             _check(directory, disk)
             say("adding what applies OpenNebula's context")
@@ -129,23 +136,37 @@ def _packages(recipe: Recipe, say: Callable[[str], None]) -> Iterator[str]:
 
 
 def _unpack(archive: str, directory: str) -> None:
-    fd = os.open(archive, os.O_RDONLY | os.O_CLOEXEC)
-    os.set_inheritable(fd, True)
+    fd = os.dup(0) if archive == STDIN else os.open(archive, os.O_RDONLY | os.O_CLOEXEC)
     try:
+        # what is no file cannot be opened again, as tar does to unpack what is compressed
+        is_stream = not stat.S_ISREG(os.fstat(fd).st_mode)
+        os.set_inheritable(fd, not is_stream)
         argv = (
             *(
                 "tar",
                 "--extract",
-                f"--file=/proc/self/fd/{fd}",
+                "--file=-" if is_stream else f"--file=/proc/self/fd/{fd}",
                 f"--directory={directory}",
-                "--numeric-owner",
-                "--same-permissions",
             ),
-            *("--xattrs", "--xattrs-include=*", "--acls", "--sparse", "--delay-directory-restore"),
-            *("--exclude=./proc/*", "--exclude=./sys/*", "--exclude=./dev/*", "--exclude=./run/*"),
+            *("--numeric-owner", "--same-permissions", "--delay-directory-restore"),
+            *("--xattrs", "--xattrs-include=*", "--acls", "--sparse"),
+            *("--anchored", *(f"--exclude={start}{name}/*" for name in _EMPTY for start in ("", "./"))),
         )
-        process.run(argv, timeout=_UNPACK_SECONDS, subject=archive, inherit=(fd,), capabilities=_CAPABILITIES)
+        process.run(
+            argv,
+            timeout=_UNPACK_SECONDS,
+            subject=archive,
+            stdin=fd if is_stream else None,
+            inherit=() if is_stream else (fd,),
+            capabilities=_CAPABILITIES,
+        )
     except CommandFailed as error:
+        if "Archive is compressed" in error.stderr:
+            raise UsageError(
+                "what comes from a pipe must not be compressed",
+                subject=archive,
+                hint="unpack it on its way: gunzip, unxz",
+            ) from error
         said = [line for line in error.stderr.splitlines() if not line.endswith(_SAYS_NOTHING)]
         raise CommandFailed(error.argv, error.status, "\n".join(said[:1]), subject=archive) from error
     finally:

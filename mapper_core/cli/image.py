@@ -53,9 +53,10 @@ def _build(arguments: Arguments, mapper: Mapper, target: Disk, output: Output) -
         raise UsageError("say what is in the image", subject="image build", hint="either --from-tar or --suite")
     if arguments.archive and (arguments.mirror or arguments.package):
         raise UsageError("--mirror and --package are for --suite", subject="image build", hint="take them away")
-    archive = "/proc/self/fd/0" if arguments.archive == "-" else arguments.archive
     packages = tuple(arguments.package)
-    recipe = Recipe(arguments.size, arguments.filesystem, archive, arguments.suite, arguments.mirror, packages)
+    recipe = Recipe(
+        arguments.size, arguments.filesystem, arguments.archive, arguments.suite, arguments.mirror, packages
+    )
     build(mapper, target, recipe, output.note)
     return int(arguments.size)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 from pathlib import Path
 
@@ -62,23 +63,40 @@ def tree(tmp_path: Path) -> Path:
     return root
 
 
-def pack(tree: Path) -> bytes:
+def pack(tree: Path, *names: str) -> bytes:
     return subprocess.run(
-        ["tar", "-C", str(tree), "--xattrs", "--numeric-owner", "-c", "."], capture_output=True, check=True, timeout=60
-    ).stdout
+        ["tar", "-C", str(tree), "--xattrs", "--numeric-owner", "-c", *(names or ".")],
+        capture_output=True, check=True, timeout=60,
+    ).stdout  # fmt: skip
 
 
-@pytest.mark.parametrize("filesystem", ["ext4", "xfs"])
-def test_build_from_an_archive(cli: Cli, tree: Path, tmp_path: Path, filesystem: str) -> None:
-    """By standard input, as from a container that runs."""
+def _as_from_ssh(argv: list[str], content: bytes) -> tuple[int, bytes]:
+    """Run a program whose standard input is a socket."""
+    mine, its = socket.socketpair()
+    with subprocess.Popen(argv, stdin=its, stderr=subprocess.PIPE) as process:
+        its.close()
+        with mine:
+            mine.sendall(content)
+        _, err = process.communicate(timeout=100)
+    return process.returncode, err
+
+
+@pytest.mark.parametrize(("filesystem", "is_socket"), [("ext4", False), ("xfs", True)])
+def test_build_from_an_archive(cli: Cli, tree: Path, tmp_path: Path, filesystem: str, is_socket: bool) -> None:
+    """By standard input, as from a container that runs: by a pipe, with names as tar writes those of a directory; by ssh, with
+    names as docker writes them.
+    """
     image, target = tmp_path / "new.qcow2", tmp_path / "m"
     size = 320 if filesystem == "xfs" else 32
     argv = [PROGRAM, "image", "build", str(image), "-O", "qcow2", "--size", f"{size}M", "--from-tar", "-"]
-    done = subprocess.run(
-        [*argv, "--filesystem", filesystem], input=pack(tree), capture_output=True, timeout=100, check=False
-    )
-    assert done.returncode == 0, done.stderr.decode()
-    assert b"unpacking" in done.stderr
+    argv += ["--filesystem", filesystem]
+    if is_socket:
+        status, err = _as_from_ssh(argv, pack(tree, *sorted(os.listdir(tree))))
+    else:
+        done = subprocess.run(argv, input=pack(tree), capture_output=True, timeout=100, check=False)
+        status, err = done.returncode, done.stderr
+    assert status == 0, err.decode()
+    assert b"unpacking standard input" in err
     target.mkdir()
     cli.ok("mount", image, target, "-f", "qcow2", "-r")
     try:
@@ -110,6 +128,10 @@ def test_what_cannot_be_built_leaves_nothing(cli: Cli, tree: Path, tmp_path: Pat
     cli.fails(4, "NoRootFound", *build, "--from-tar", archive)
     archive.write_bytes(b"no archive")
     cli.fails(1, "CommandFailed", *build, "--from-tar", archive)
+    with subprocess.Popen(["gzip", "-c"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as packer:
+        packed, _ = packer.communicate(pack(tree))
+    done = subprocess.run([PROGRAM, *map(str, build), "--from-tar", "-"], input=packed, capture_output=True, timeout=60)
+    assert (done.returncode, b"must not be compressed" in done.stderr) == (2, True), done.stderr
     (tree / "big").write_bytes(os.urandom(20 * MIB))
     archive.write_bytes(pack(tree))
     assert "No space left" in cli.fails(1, "CommandFailed", *build, "--from-tar", archive)["message"]
