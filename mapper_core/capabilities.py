@@ -6,6 +6,7 @@ mapping, nothing is overwritten or made smaller, a mapped disk is journaled and 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -13,6 +14,7 @@ import re
 from mapper_core.errors import (
     AlreadyExists,
     BadPartitionTable,
+    DeviceBusy,
     ImageInUse,
     MappedDifferently,
     NotFound,
@@ -57,8 +59,12 @@ def create(mapper: Mapper, disk: Disk, size: int) -> None:
         if disk.source.startswith("/") and os.path.lexists(disk.source):
             raise AlreadyExists("exists already", subject=disk.source, hint="choose another name, or remove it")
         mapper.registry.create(disk, size)
-        image = mapper.inspect_for(disk, mapper.identify(disk), _WRITE)
-        _check_image_size(disk, image, size)
+        with contextlib.ExitStack() as undo:
+            identity = mapper.identify(disk)
+            if identity.is_file:
+                undo.callback(os.unlink, identity.source)
+            _check_image_size(disk, mapper.inspect_for(disk, identity, _WRITE), size)
+            undo.pop_all()
 
 
 def size_of(mapper: Mapper, disk: Disk) -> int:
@@ -92,6 +98,20 @@ def resize(mapper: Mapper, disk: Disk, size: int) -> None:
             _resize_free(mapper, disk, identity, size)
         else:
             _resize_mapped(mapper, disk, record, size)
+
+
+def finish_resize(mapper: Mapper, record_id: str) -> bool:
+    """Finish the resize of a mapped disk that a crash has interrupted; of that disk, whatever has its name by now.
+
+    :returns: whether there was something to do.
+    :raises Busy: a process resizes it now.
+    """
+    with mapper.lock(record_id):
+        record = mapper.settled(record_id)
+        if record is None or not record.resize_to:
+            return False
+        _resize_mapped(mapper, record.disk, record, record.resize_to)
+        return True
 
 
 def check_size(size: int, subject: str) -> None:
@@ -163,7 +183,8 @@ def _refuse_to_lose_the_table(record: Record) -> None:
 def reread(mapper: Mapper, record: Record) -> Record:
     """Read the partition table of a mapped disk again, and tell the kernel; return the record with it.
 
-    With the disk locked. A table that makes no sense (the guest may be just writing it) leaves the partitions as they are.
+    With the disk locked. A table that makes no sense (the guest may be just writing it), or in which a partition is elsewhere
+    that is in use, leaves the partitions as they are.
     """
     assert record.attachment is not None
     assert record.table is not None
@@ -171,6 +192,8 @@ def reread(mapper: Mapper, record: Record) -> Record:
         table = mapper.read_table(record.attachment.device, record.disk.source)
     except BadPartitionTable as error:
         table = dataclasses.replace(record.table, warnings=(f"the partition table cannot be read: {error.message}",))
+    except DeviceBusy as error:
+        table = dataclasses.replace(record.table, warnings=(f"the partitions are as they were: {error.message}",))
     return dataclasses.replace(record, table=table)
 
 

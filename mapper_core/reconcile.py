@@ -3,7 +3,9 @@
 Nothing is guessed. A record that a crash left half done is undone; a tree or a mapping whose owner is gone is
 released; what is in use is left and reported. Owners speak for themselves: an entry point in the group
 ``mapper.owners``, named like the part of the user name before the first ``:``, is a module with ``is_alive(user: str)
--> bool`` and ``let_go(user: str) -> None``, which is called before a dead owner's trees are taken away.
+-> bool`` and ``let_go(user: str) -> None``, which is called before a dead owner's trees are taken away; and, where a living owner
+may have trees that it should not have, ``left_over(user: str) -> tuple[str, ...]`` with their directories and
+``take_away(user: str, directory: str) -> bool``, which releases one of them.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ from functools import partial
 from typing import Any, Protocol
 
 from mapper_core import users
-from mapper_core.capabilities import resize
-from mapper_core.errors import Busy, MapperError
+from mapper_core.capabilities import finish_resize
+from mapper_core.errors import Busy, MapperError, PluginFault
 from mapper_core.frozen import dataclass
 from mapper_core.journal import Record, State
 from mapper_core.linux import locks, process_info
@@ -49,8 +51,8 @@ class Mode(enum.Enum):
 class Action:
     """One thing that was, or would be, done.
 
-    :param kind: ``disk`` or ``tree``.
-    :param subject: image or directory.
+    :param kind: ``disk``, ``tree`` or ``owner``.
+    :param subject: image, directory or user.
     :param outcome: what happened, for people.
     """
 
@@ -119,14 +121,18 @@ def _one_pass(mapper: Mapper, mode: Mode) -> tuple[Report, bool]:
     for tree in mounted.records(mapper):
         if (reason := _why_tree_goes(mapper, tree, alive)) and not _is_locked(mapper, tree):
             attempt("tree", tree.directory, reason, partial(_dismantle, mapper, tree.directory))
+    for owner in sorted({tree.owner for tree in mounted.records(mapper)}):
+        for directory in alive.left_over(owner):
+            reason = f"an interrupted action has left it, {owner} should not have it"
+            attempt("tree", directory, reason, partial(alive.take_away, owner, directory))
     for key in mapper.journal.ids():
         try:
             record = mapper.journal.read(key)
-        except MapperError as error:
+            if record is not None:
+                _reconcile_disk(mapper, record, alive, attempt)
+        except (MapperError, OSError) as error:
             problems.append(Action("disk", key, str(error)))
-            continue
-        if record is not None:
-            _reconcile_disk(mapper, record, alive, attempt)
+    problems.extend(Action("owner", user, problem) for user, problem in alive.problems.items())
     if mode is Mode.REPAIR:
         _remove_temporary_files(mapper)
     return Report(tuple(actions), tuple(problems)), is_busy
@@ -183,7 +189,7 @@ def _reconcile_disk(mapper: Mapper, record: Record, alive: _Owners, attempt: _At
             undo = partial(undo_interrupted, mapper, record.id)
             attempt("disk", source, f"a crash interrupted the snapshot {record.snapshot!r}", undo, "thawed")
         if record.resize_to:
-            finish = partial(resize, mapper, record.disk, record.resize_to)
+            finish = partial(finish_resize, mapper, record.id)
             attempt("disk", source, f"a crash interrupted its resize to {record.resize_to}", finish, "finished")
         for user in record.users:
             if reason := _why_user_goes(mapper, user, alive):
@@ -207,10 +213,14 @@ def _is_tree_without_record(mapper: Mapper, user: str) -> bool:
 
 
 class _Owners:
-    """Asks the owners' own modules; one without a module is taken to be alive."""
+    """Asks the owners' own modules; one without a module, or that cannot be asked, is taken to be alive.
+
+    :ivar problems: who could not be asked, and why.
+    """
 
     def __init__(self) -> None:
         self._answers: dict[str, bool] = {}
+        self.problems: dict[str, str] = {}
 
     def __call__(self, user: str) -> bool:
         if user not in self._answers:
@@ -218,17 +228,40 @@ class _Owners:
         return self._answers[user]
 
     def let_go(self, user: str) -> None:
-        """Tell a dead owner to remove what it has built on its trees."""
+        """Tell a dead owner to remove what it has built on its trees.
+
+        :raises PluginFault: its module cannot be loaded, or has a mistake in it.
+        """
+        try:
+            module = self._module(user)
+            if module is not None:
+                module.let_go(user)
+        except (MapperError, OSError):
+            raise
+        except Exception as error:
+            raise PluginFault(f"its owner's module failed: {type(error).__name__}: {error}", subject=user) from error
+
+    def left_over(self, user: str) -> tuple[str, ...]:
+        """Directories of trees that a living owner should not have."""
         module = self._module(user)
-        if module is not None:
-            module.let_go(user)
+        if not hasattr(module, "left_over") or not self(user):
+            return ()
+        return tuple(module.left_over(user))
+
+    def take_away(self, user: str, directory: str) -> bool:
+        """Release one of these; ``False`` when there is nothing to do any more."""
+        return bool(self._module(user).take_away(user, directory))
 
     def _ask(self, user: str) -> bool:
         pid = users.process_of(user)
         if pid is not None:
             return process_info.is_running(pid)
-        module = self._module(user)
-        return module is None or bool(module.is_alive(user))
+        try:
+            module = self._module(user)
+            return module is None or bool(module.is_alive(user))
+        except Exception as error:  # of a daemon that hangs, for example: nothing of others waits for that
+            self.problems[user] = f"cannot be asked whether it is gone: {type(error).__name__}: {error}"
+            return True
 
     def _module(self, user: str) -> Any:
         kind = user.partition(":")[0]
@@ -244,7 +277,8 @@ def _remove_temporary_files(mapper: Mapper) -> None:
         for name in os.listdir(directory):
             match = re.fullmatch(r"\..*\.json\.([0-9]+)", name)
             if match and not process_info.is_running(int(match.group(1))):
-                os.unlink(f"{directory}/{name}")
+                with contextlib.suppress(FileNotFoundError):  # another reconcile was faster
+                    os.unlink(f"{directory}/{name}")
     for name in os.listdir(mapper.runtime.locks):
         path = f"{mapper.runtime.locks}/{name}"
         with contextlib.suppress(Busy), locks.try_lock(path):

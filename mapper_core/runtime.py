@@ -74,14 +74,7 @@ class Runtime:
                 hint=f"set {ENVIRONMENT} to a shorter path",
             )
         for directory in (self.root, self.disks, self.locks, self.exports, self.trees, self.mounts):
-            try:
-                os.mkdir(directory, 0o700)
-                continue
-            except FileExistsError:
-                pass
-            except FileNotFoundError:
-                os.makedirs(os.path.dirname(directory), exist_ok=True)
-                os.mkdir(directory, 0o700)
+            if _make(directory):
                 continue
             found = os.lstat(directory)
             if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
@@ -90,6 +83,18 @@ class Runtime:
                     subject=directory,
                     hint=f"look at it, then remove it or run: chmod 700 {directory}",
                 )
+
+
+def _make(directory: str) -> bool:
+    """Make a directory; ``False`` when something of its name is there."""
+    try:
+        os.mkdir(directory, 0o700)
+    except FileExistsError:
+        return False
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(directory), exist_ok=True)
+        return _make(directory)
+    return True
 
 
 def boot_id() -> str:

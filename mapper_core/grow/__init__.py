@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mapper_core import capabilities, users
-from mapper_core.errors import KernelError, NotFound, NotSupported, ReadOnlyImage
+from mapper_core.errors import KernelError, MapperError, NotFound, NotSupported, ReadOnlyImage
 from mapper_core.frozen import dataclass
 from mapper_core.grow.extent import Growth
 from mapper_core.grow.filesystem import grow_filesystem
@@ -118,8 +118,12 @@ def _grow(mapper: Mapper, record: Record, number: int) -> Grown:
     fd = direct.open_device(device)
     try:
         size, read = block.size(fd), _reader(fd)
-        table = mapper.registry.discover_partitions(device, read, size, block.logical_sector_size(fd))
-        growth = plan(read, size, table, number)
+        try:
+            table = mapper.registry.discover_partitions(device, read, size, block.logical_sector_size(fd))
+            growth = plan(read, size, table, number)
+        except MapperError as error:
+            error.subject = error.subject or source
+            raise
         before = next(item for item in table.partitions if item.number == number)
         found = superblock.probe(window(read, before.start, before.size), before.size)
         if found.type and found.type not in filesystem_size.GROWABLE:

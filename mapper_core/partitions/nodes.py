@@ -7,6 +7,7 @@ udev or the kernel's own asynchronous scan (M-04, M-09, M-11).
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from mapper_core.errors import KernelError, NotFound
 from mapper_core.frozen import dataclass, replace
 from mapper_core.linux import blkpg, block, loop
+from mapper_core.linux.syscalls import kernel_error
 from mapper_core.model import PartitionTable
 from mapper_core.partitions.reader import ReadAt, fetch_ends, file_reader
 from mapper_core.resources import LoopResource, NbdResource, Resource
@@ -62,6 +64,7 @@ def add(device: str, table: PartitionTable) -> PartitionTable:
     A kernel that has scanned the device by itself (nbd with ``max_part``) may know them already; what it knows must then
     be the same, else it is replaced. A partition that has only changed its length may be in use.
 
+    :raises DeviceBusy: a partition that is in use is elsewhere in this table, or not in it; nothing was changed.
     :raises KernelError: the kernel refuses a partition.
     """
     if table.scheme == "none":
@@ -71,9 +74,8 @@ def add(device: str, table: PartitionTable) -> PartitionTable:
     known = {number: (start, size) for number, start, size in block.kernel_partitions(device)}
     fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        for number in [number for number in known if number not in wanted or known[number][0] != wanted[number][0]]:
-            blkpg.delete(fd, number)
-            del known[number]
+        old = [number for number in known if number not in wanted or known[number][0] != wanted[number][0]]
+        _delete(fd, device, tuple(block.KernelPartition(number, *known.pop(number)) for number in old))
         for number in [number for number in wanted if known.get(number) != wanted[number]]:
             try:
                 (blkpg.resize if number in known else blkpg.add)(fd, number, *wanted[number])
@@ -88,6 +90,18 @@ def add(device: str, table: PartitionTable) -> PartitionTable:
         node = blkpg.ensure_partition_node(device, partition.number)
         nodes.append(replace(partition, device=node))
     return replace(table, partitions=tuple(nodes))
+
+
+def _delete(fd: int, device: str, partitions: tuple[block.KernelPartition, ...]) -> None:
+    """Let the kernel forget partitions: all of them, or none."""
+    for position, partition in enumerate(partitions):
+        try:
+            blkpg.delete(fd, partition.number)
+        except OSError as error:
+            blkpg.restore(fd, partitions[:position])
+            if error.errno == errno.EBUSY:
+                raise block.busy(blkpg.partition_node(device, partition.number)) from error
+            raise kernel_error(error, f"cannot delete partition {partition.number}", subject=device) from error
 
 
 def is_attached(device: str, resources: tuple[Resource, ...]) -> bool:

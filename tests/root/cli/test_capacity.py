@@ -41,6 +41,10 @@ def test_bad_requests_leave_no_file(cli: Cli, tmp_path: Path) -> None:
     cli.fails(3, "NotFound", "create", tmp_path / "no" / "x", "1G", "-f", "raw")
     cli.fails(1, "KernelError", "create", tmp_path / "x", "4096P", "-f", "raw")
     cli.fails(1, "CommandFailed", "create", tmp_path / "x", "4096P", "-f", "qcow2")
+    # qemu-img makes it, and it is more than is read again
+    cli.fails(4, "UnsupportedFormat", "create", tmp_path / "x", "100T", "-f", "vmdk")
+    cli.fails(2, "UsageError", "create", tmp_path / 'a"b', "1M", "-f", "vmdk")
+    cli.fails(1, "KernelError", "create", tmp_path / ("x" * 300), "1M", "-f", "raw")
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     cli.fails(7, "AlreadyExists", "create", tmp_path / "link", "1G", "-f", "raw")
     assert sorted(os.listdir(tmp_path)) == ["link"]

@@ -23,6 +23,7 @@ from mapper_core.mapping import Mapper
 from mapper_core.model import Access, Disk, MapOptions
 from mapper_core.testing import disks
 from mapper_core.testing.disks import MIB, Part
+from mapper_core.testing.tables import Mbr, mbr_image, table_sector
 from mapper_core.tree import mounted
 from mapper_core.tree.look import Purpose
 from mapper_core.tree.mounted import TreeRequest
@@ -178,7 +179,7 @@ def test_a_partition_in_the_way_is_named_and_nothing_is_changed(mapper: Mapper, 
     before = path.read_bytes()
     with pytest.raises(NoRoomToGrow, match="partition 4 follows") as caught:
         grow(mapper, disk)
-    assert "bytes behind the last partition" in caught.value.hint
+    assert (caught.value.subject, "bytes behind the last partition" in caught.value.hint) == (str(path), True)
     assert path.read_bytes() == before
     with pytest.raises(NotSupported, match="swap"):
         grow(mapper, disk, 5)
@@ -241,6 +242,31 @@ def test_a_damaged_primary_table_is_not_written(mapper: Mapper, tmp_path: Path) 
         capabilities.resize(mapper, _disk(path), capabilities.size_of(mapper, _disk(path)) + MIB)
     mapper.unmap(str(path), user="t")
     assert path.read_bytes() == before
+
+
+def test_a_partition_in_use_that_is_elsewhere_in_the_table_stays(mapper: Mapper, tmp_path: Path) -> None:
+    """Somebody has changed the table under a mounted filesystem: the disk becomes larger, and the partitions wait."""
+    path = tmp_path / "disk"
+    path.write_bytes(mbr_image(16 * MIB, tuple(Mbr(number, 0x83, 2048 * number, 2048) for number in (1, 2, 3))))
+    mapped = mapper.map(_disk(path), RW, user="t")
+    in_use = os.open(mapped.table.partitions[1].device, os.O_RDONLY)
+    with open(mapped.device, "r+b", buffering=0) as device:
+        device.write(table_sector((Mbr(1, 0x83, 10240, 2048), Mbr(2, 0x83, 12288, 2048), Mbr(3, 0x83, 6144, 2048))))
+    try:
+        capabilities.resize(mapper, _disk(path), 32 * MIB)
+        after = mapper.find(mapped.id)
+        assert after is not None
+        assert "is in use" in after.table.warnings[0]
+        assert after.table.partitions == mapped.table.partitions
+        assert [start for _, start, _ in block.kernel_partitions(mapped.device)] == [MIB, 2 * MIB, 3 * MIB]
+        record = mapper.journal.read(mapped.id)
+        assert record is not None
+        assert (record.size, record.resize_to) == (32 * MIB, 0)
+    finally:
+        os.close(in_use)
+    capabilities.resize(mapper, _disk(path), 33 * MIB)
+    assert [start for _, start, _ in block.kernel_partitions(mapped.device)] == [5 * MIB, 6 * MIB, 3 * MIB]
+    mapper.unmap(mapped.id, user="t")
 
 
 KILLED = """

@@ -2,21 +2,26 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from mapper_core import reconcile as reconciling
 from mapper_core.errors import Busy, DeviceBusy
 from mapper_core.journal import State
 from mapper_core.linux import mountinfo
 from mapper_core.mapping import Mapper
 from mapper_core.model import Disk, MapOptions
 from mapper_core.reconcile import Mode, reconcile
+from mapper_core.registry import EntryPoint
 from mapper_core.testing import disks
 from mapper_core.tree import mounted, record
 from mapper_core.tree.mounted import TreeRequest, mount_tree, unmount_tree
@@ -192,6 +197,67 @@ def test_a_damaged_record_is_reported_and_stops_nobody(mapper: Mapper, bare: Pat
     assert [action.subject for action in report.actions] == [str(bare)]
     assert not mapper.find(mapped.id)
     (Path(mapper.runtime.disks) / "f-0-0.json").unlink()
+
+
+def test_a_record_that_names_another_device_stops_nobody(mapper: Mapper, bare: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.raw"
+    shutil.copyfile(bare, other)
+    mapped = sorted(
+        (mapper.map(Disk(str(image), "raw"), MapOptions(), user=f"pid:{_gone()}") for image in (bare, other)),
+        key=lambda disk: disk.id,
+    )
+    first = mapper.journal.read(mapped[0].id)
+    assert first is not None and first.attachment is not None
+    mapper.journal.write(
+        dataclasses.replace(first, attachment=dataclasses.replace(first.attachment, device="/dev/null"))
+    )
+    report = reconcile(mapper)
+    assert [action.subject for action in report.actions] == [mapped[1].disk.source]
+    assert ["not a loop device" in problem.outcome for problem in report.problems] == [True]
+    mapper.journal.write(first)
+    assert len(reconcile(mapper).actions) == 1
+
+
+def test_an_owner_that_cannot_be_asked_keeps_what_it_has_and_stops_nobody(
+    mapper: Mapper, bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its daemon hangs, for example; the next one's disk is released all the same."""
+    owner = types.ModuleType("owner_for_test")
+
+    def is_alive(_user: str) -> bool:
+        raise RuntimeError("no answer")
+
+    vars(owner)["is_alive"] = is_alive
+    monkeypatch.setitem(sys.modules, owner.__name__, owner)
+    entries = (EntryPoint("a", owner.__name__, "", ""), EntryPoint("b", "no_such_module", "", ""))
+    monkeypatch.setattr(reconciling, "installed", lambda _group: entries)
+    other = tmp_path / "other.raw"
+    shutil.copyfile(bare, other)
+    for user in ("a:one", "b:two"):
+        mapper.map(Disk(str(bare), "raw"), MapOptions(), user=user)
+    mapper.map(Disk(str(other), "raw"), MapOptions(), user=f"pid:{_gone()}")
+    report = reconcile(mapper)
+    assert [action.subject for action in report.actions] == [str(other)]
+    assert [(problem.kind, problem.subject) for problem in report.problems] == [("owner", "a:one"), ("owner", "b:two")]
+    assert "no answer" in report.problems[0].outcome
+    for user in ("a:one", "b:two"):
+        mapper.unmap(str(bare), user=user)
+
+
+def test_an_interrupted_resize_is_of_the_disk_and_not_of_its_name(mapper: Mapper, bare: Path, tmp_path: Path) -> None:
+    """The image was renamed, and another one has its name: that is not what was to become larger."""
+    mapped = mapper.map(Disk(str(bare), "raw"), MapOptions(), user="cli")
+    begun = mapper.journal.read(mapped.id)
+    assert begun is not None
+    mapper.journal.write(dataclasses.replace(begun, resize_to=mapped.size + disks.MIB))
+    bare.rename(tmp_path / "renamed")
+    shutil.copyfile(tmp_path / "renamed", bare)
+    report = reconcile(mapper)
+    assert (len(report.actions), report.problems) == (1, ())
+    assert bare.stat().st_size == mapped.size
+    assert (tmp_path / "renamed").stat().st_size == mapped.size + disks.MIB
+    assert reconcile(mapper).actions == ()
+    mapper.unmap(mapped.id, user="cli")
 
 
 def test_what_another_process_is_working_on_is_left(mapper: Mapper, bare: Path) -> None:

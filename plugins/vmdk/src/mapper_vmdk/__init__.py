@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from mapper_core import Access, Attachment, Disk, ImageInfo, MapOptions, Transports, hookimpl
+from mapper_core.errors import UsageError
 
 MAPPER_API = (1, 1)
 
@@ -47,6 +48,10 @@ def create(disk: Disk, size: int) -> None:
     from mapper_core import qemu_img
     from mapper_core.newfile import NewFile
     from mapper_vmdk.sparse import rename_extent
+
+    if not {'"', "\n", "\r"}.isdisjoint(os.path.basename(disk.source)):
+        # it stands in the image, in one line and in quotation marks, and there is no way to write one of these
+        raise UsageError("is no name for a vmdk image", subject=disk.source, hint="take the quotation marks out of it")
 
     def finish(file: NewFile) -> None:
         names = (os.fsencode(os.path.basename(name)) for name in (file.name, disk.source))
