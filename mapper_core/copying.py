@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from mapper_core import capabilities, users
 from mapper_core.errors import KernelError
 from mapper_core.linux import block
-from mapper_core.mapping import Mapper
+from mapper_core.mapping import UNDO_SECONDS, Mapper
 from mapper_core.model import Access, Disk, MapOptions, MappedDisk
 
 #: Bytes that are read at a time, and the unit in which zeros are looked for.
@@ -51,7 +51,8 @@ def new_disk(mapper: Mapper, disk: Disk, size: int) -> Iterator[None]:
         yield
     except BaseException:
         if disk.source.startswith("/"):
-            os.unlink(disk.source)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(disk.source)
         raise
 
 
@@ -63,7 +64,7 @@ def mapped(mapper: Mapper, disk: Disk, options: MapOptions) -> Iterator[MappedDi
     try:
         yield found
     finally:
-        mapper.unmap(found.id, user=user)
+        mapper.unmap(found.id, user=user, patience=UNDO_SECONDS)
 
 
 def _copy(source: str, target: str, size: int, progress: Progress) -> None:

@@ -1,0 +1,54 @@
+"""Disks that are copied to others, and what may happen meanwhile."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from mapper_core.copying import convert, mapped
+from mapper_core.mapping import Mapper
+from mapper_core.model import Access, Disk, MapOptions
+
+pytestmark = pytest.mark.root
+
+
+def test_somebody_looks_at_the_source_when_the_copy_is_done(mapper: Mapper, bare: Path, tmp_path: Path) -> None:
+    """All was copied; a moment's work of another process on the source does not make that a failure."""
+    source, target = Disk(str(bare), "raw"), Disk(str(tmp_path / "copy"), "raw")
+    key = mapper.identify(source).id
+    is_locked, release = threading.Event(), threading.Event()
+
+    def look() -> None:
+        with mapper.lock(key):
+            is_locked.set()
+            release.wait(10)
+
+    other = threading.Thread(target=look)
+
+    def progress(done: int, whole: int) -> None:
+        if done == whole:
+            other.start()
+            is_locked.wait(10)
+            threading.Timer(0.2, release.set).start()
+
+    convert(mapper, source, target, progress)
+    other.join()
+    assert Path(target.source).read_bytes() == bare.read_bytes()
+    assert mapper.mapped() == ()
+
+
+def test_a_new_disk_that_somebody_else_has_removed(mapper: Mapper, bare: Path, tmp_path: Path) -> None:
+    """The failure that is told is the one that came first."""
+    target = Disk(str(tmp_path / "copy"), "raw")
+    with (
+        mapped(mapper, Disk(str(bare), "raw"), MapOptions(Access.READ_ONLY)),
+        pytest.raises(RuntimeError, match="first"),
+    ):
+
+        def progress(_done: int, _whole: int) -> None:
+            Path(target.source).unlink()
+            raise RuntimeError("first")
+
+        convert(mapper, Disk(str(bare), "raw"), target, progress)
