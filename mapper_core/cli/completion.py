@@ -6,13 +6,17 @@ from mapper_core.cli import parser
 from mapper_core.errors import ToolMissing
 from mapper_core.transports import NAMES as TRANSPORTS
 
-# awk and not --json: nothing on a plain host reads JSON in a shell
+# awk and not --json: nothing on a plain host reads JSON in a shell. Not `compgen -W`, which expands its words: a tree may be
+# mounted on a directory called $(reboot).
 _BASH = """\
-_mapper_cli_words() { compgen -W "$2" -- "$1"; }
+_mapper_cli_words() {
+  local word
+  while read -r word; do [[ $word != "$1"* ]] || printf '%s\\n' "$word"; done <<<"$2"
+}
 _mapper_cli_formats() {
   _mapper_cli_words "$1" "$("${COMP_WORDS[0]}" plugins 2>/dev/null | awk 'NR > 1 && $4 == "ok" { print $1 }')"
 }
-_mapper_cli_transports() { _mapper_cli_words "$1" "@TRANSPORTS@"; }
+_mapper_cli_transports() { _mapper_cli_words "$1" "$(printf '%s\\n' @TRANSPORTS@)"; }
 _mapper_cli_mapped() {
   _mapper_cli_words "$1" "$("${COMP_WORDS[0]}" ls 2>/dev/null | awk '/^\\/dev\\// { print $1 }')"
   compgen -f -- "$1"

@@ -47,10 +47,12 @@ def contents_of(arguments: Arguments, output: Output) -> Contents:
     target = (
         existing_target(mapper, arguments.target) if _may_read_journal(mapper) else os.path.abspath(arguments.target)
     )
-    if arguments.format in (None, "raw") and _is_block_device(target):
-        return _read(mapper, os.path.realpath(target))
-    if _may_read_journal(mapper) and (mapped := mapper.find(target)) is not None:
+    real, is_device = os.path.realpath(target), arguments.format in (None, "raw") and _is_block_device(target)
+    mapped = mapper.find(target) if _may_read_journal(mapper) else None
+    if mapped is not None and (not is_device or real in (mapped.device, mapped.disk.source)):
         return _read_mapped(mapped)
+    if is_device:  # also a partition of a disk that is mapped
+        return _read(mapper, real)
     disk = disk_from(arguments, mapper.registry, output, arguments.target)
     if disk.format == "raw":
         mapper.inspect(disk)  # the core's checks

@@ -215,6 +215,16 @@ def test_bash_completes_commands_formats_transports_files_and_devices(cli: Cli, 
     cli.ok("unmap", raw)
 
 
+def test_bash_completes_names_and_does_not_run_them(cli: Cli, raw: Path, tmp_path: Path) -> None:
+    script, tree = tmp_path / "completion.bash", tmp_path / "$(>canary)"
+    script.write_text(cli.ok("completion", "bash") + "\n")
+    tree.mkdir()
+    cli.ok("mount", raw, tree, "-f", "raw")
+    assert str(tree) in complete(script, "umount", f"{tmp_path}/", cwd=tmp_path)
+    cli.ok("umount", tree)
+    assert not (tmp_path / "canary").exists()
+
+
 def test_zsh_gets_a_script_for_all_commands(cli: Cli) -> None:
     text = cli.ok("completion", "zsh")
     assert text.startswith("#compdef mapper-cli")
