@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import stat
 from typing import TYPE_CHECKING
 
 from mapper_core.errors import NotMapped, NotSupported, TransportUnavailable, UsageError
+from mapper_core.linux import block
+from mapper_core.model import Access
 from mapper_core.resources import PluginResource
 
 if TYPE_CHECKING:
@@ -54,7 +59,10 @@ class Transports:
         :param own: transports of the plugin, preferred to those that all share.
         :raises UsageError: the transport that was asked for does not exist.
         :raises TransportUnavailable: it, or every one, does not work for this image on this host.
+        :raises DeviceBusy: the image is a block device that is mounted, or part of another device, and is to be written.
         """
+        if options.access is Access.READ_WRITE and node.protocol is None:
+            _refuse_held_device(node.filename)
         reasons: list[str] = []
         for name in _candidates(options, own):
             transport = next((item for item in own if item.name == name), None) or transport_named(name)
@@ -137,6 +145,13 @@ def _candidates(options: MapOptions, own: tuple[OwnTransport, ...]) -> tuple[str
             hint=f"one of: {', '.join(names)}",
         )
     return (options.transport,)
+
+
+def _refuse_held_device(path: str) -> None:
+    """Refuse a block device of the host that is mounted, or part of another device: two who write to it destroy it."""
+    with contextlib.suppress(OSError):  # whoever opens it says why that cannot be done
+        if stat.S_ISBLK(os.stat(path).st_mode):
+            os.close(block.open_exclusive(path))
 
 
 def transport_named(name: str) -> Transport:

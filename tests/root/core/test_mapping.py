@@ -225,6 +225,29 @@ def test_a_mounted_device_is_not_unmapped_and_the_holder_is_named(mapper: Mapper
     mapper.unmap(mapped.device, user="t")
 
 
+@pytest.mark.parametrize("transport", [None, "storage_daemon"])
+def test_a_device_of_the_host_that_is_mounted_is_not_written_beside_that(
+    mapper: Mapper, bare: Path, tmp_path: Path, transport: str | None
+) -> None:
+    """Two filesystem drivers on the same bytes destroy them. To look at them is possible."""
+    device = disks.run("losetup", "--find", "--show", str(bare)).strip()
+    (tmp_path / "mnt").mkdir()
+    try:
+        disks.run("mount", device, str(tmp_path / "mnt"))
+        try:
+            with pytest.raises(DeviceBusy, match=f"is mounted on {tmp_path}/mnt"):
+                mapper.map(_disk(Path(device)), MapOptions(transport=transport), user="t")
+            assert mapper.journal.ids() == ()
+            mapper.map(_disk(Path(device)), MapOptions(Access.READ_ONLY, transport), user="t")
+            mapper.unmap(device, user="t")
+        finally:
+            disks.run("umount", str(tmp_path / "mnt"))
+        mapper.map(_disk(Path(device)), MapOptions(transport=transport), user="t")
+        mapper.unmap(device, user="t")
+    finally:
+        disks.run("losetup", "--detach", device)
+
+
 def test_a_virtual_machine_that_uses_the_image_is_noticed(mapper: Mapper, bare: Path, tmp_path: Path) -> None:
     socket = tmp_path / "nbd.sock"
     server = subprocess.Popen(["qemu-nbd", "-f", "raw", "-k", str(socket), str(bare)])
