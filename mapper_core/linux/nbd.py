@@ -44,9 +44,15 @@ def server(device: str) -> int:
 
 
 def is_left_over(device: str) -> bool:
-    """Whether the kernel still has a server that has ended, because somebody has the device open."""
+    """Whether the kernel still has a server that has ended, because somebody has the device open, or that is ending."""
     thread = server(device)
-    return thread != 0 and not os.path.exists(f"/proc/{thread}")
+    if thread == 0:
+        return False
+    try:
+        with open(f"/proc/{thread}/cmdline", "rb") as file:
+            return not file.read(1)  # it has no memory any more; its main thread may have ended before this one
+    except OSError:
+        return True
 
 
 def is_served_by(device: str, program: str, argument: str) -> bool:

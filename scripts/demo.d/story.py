@@ -21,6 +21,7 @@ _WRITTEN = (
     ("/data/written", 0, 1, "written"),
 )
 _TREES = ("/", "/boot", "/home", "/data", "/context")
+_ATTEMPTS = 5
 _COUNT_SECONDS = 10  # for processes that are ending, and loop devices that go with their last user
 
 
@@ -242,7 +243,13 @@ To end it: scripts/demo --down{self._dir_option()}""")
     # --- helpers --------------------------------------------------------------------------------------
 
     def _inside(self, *argv: str) -> str:
-        return self._lxc("exec", self._place.container, "--", *argv)
+        """What a command that only looks prints inside. On a busy machine LXD up to 5.0 sometimes loses all of it
+        (canonical/lxd#11422): then it is asked again.
+        """
+        for _ in range(_ATTEMPTS):
+            if printed := self._lxc("exec", self._place.container, "--", *argv):
+                return printed
+        raise DemoError(f"lxc exec {self._place.container} -- {shlex.join(argv)}: printed nothing {_ATTEMPTS} times")
 
     def _lxc(self, *arguments: str) -> str:
         lab = self._place.lab

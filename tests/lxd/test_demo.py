@@ -227,7 +227,7 @@ def test_killed_at_random_moments(demo: Demo, told: Told) -> None:
         first = demo.reconcile()
         assert process.stdout is not None
         printed = demo.finish(process).splitlines()
-        assert process.returncode in (0, -signal.SIGKILL), printed
+        assert process.returncode in (0, -signal.SIGKILL), "\n".join(printed)
         demo.wait_for_watchdog()
         last = demo.reconcile()
         found = demo.left()

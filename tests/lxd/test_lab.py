@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from mapper_driver.lxd.client import LxdClient
 
+from mapper_core.linux import process_info
+
 from .conftest import PRODUCTS, Lab, MakeContainer, Staged, command, run
 
 pytestmark = pytest.mark.lxd
@@ -76,9 +78,13 @@ def test_after_the_daemon_was_killed(own: Lab, staged: Staged, make_container: M
     client = LxdClient.connect([own.socket])
     container = make_container(client, "dead", staged.directory)
     init = client.start("dead").pid
-    os.kill(client.daemon_pid(), signal.SIGKILL)
     make_container.undo.pop_all()  # the lab goes as a whole
     make_container.undo.callback(run, "umount", "--recursive", container.placement.staging)
+    make_container.undo.callback(shutil.rmtree, f"{container.runtime.root}/driver")
+    daemon = client.daemon_pid()
+    begun = process_info.start_time(daemon)
+    os.kill(daemon, signal.SIGKILL)
+    process_info.wait_gone(daemon, begun, 20)
     assert status(own) == (DOWN, "dead")
     run(command(own.product), "down", own.directory)
     assert not os.path.exists(f"/proc/{init}/ns/mnt")
@@ -86,8 +92,6 @@ def test_after_the_daemon_was_killed(own: Lab, staged: Staged, make_container: M
     assert not os.path.exists(f"/sys/class/net/{bridge}")
     assert os.path.exists(f"{staged.directory}/home/greeting")
     assert traces(own) == before
-    for record in os.scandir(f"{container.runtime.root}/driver"):
-        os.unlink(record.path)
 
 
 def test_it_deletes_only_what_is_a_lab(product: str) -> None:
