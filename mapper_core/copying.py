@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from mapper_core import capabilities, users
 from mapper_core.errors import KernelError
 from mapper_core.linux import block
+from mapper_core.linux.syscalls import kernel_error
 from mapper_core.mapping import UNDO_SECONDS, Mapper
 from mapper_core.model import Access, Disk, MapOptions, MappedDisk
 
@@ -20,6 +21,7 @@ from mapper_core.model import Access, Disk, MapOptions, MappedDisk
 CHUNK = 1 << 20
 BLOCK = 64 << 10
 _ZEROS = bytes(BLOCK)
+_FULL = "look with df whether there is room where it lies; the kernel log may say more"
 
 #: Is called with bytes done and bytes in all.
 Progress = Callable[[int, int], None]
@@ -39,7 +41,7 @@ def convert(mapper: Mapper, source: Disk, target: Disk, progress: Progress) -> i
         mapped(mapper, source, MapOptions(Access.READ_ONLY)) as origin,
         mapped(mapper, target, MapOptions()) as copy,
     ):
-        _copy(origin.device, copy.device, min(origin.size, copy.size), progress)
+        _copy(origin, copy, progress)
     return size
 
 
@@ -67,21 +69,34 @@ def mapped(mapper: Mapper, disk: Disk, options: MapOptions) -> Iterator[MappedDi
         mapper.unmap(found.id, user=user, patience=UNDO_SECONDS)
 
 
-def _copy(source: str, target: str, size: int, progress: Progress) -> None:
+def _copy(origin: MappedDisk, copy: MappedDisk, progress: Progress) -> None:
+    size, source, target = min(origin.size, copy.size), origin.disk.source, copy.disk.source
     with contextlib.ExitStack() as closing:
-        reader = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+        reader = os.open(origin.device, os.O_RDONLY | os.O_CLOEXEC)
         closing.callback(os.close, reader)
-        closing.enter_context(block.exclusive(target))  # nobody mounts it meanwhile
-        writer = os.open(target, os.O_RDWR | os.O_CLOEXEC)
+        closing.enter_context(block.exclusive(copy.device))  # nobody mounts it meanwhile
+        writer = os.open(copy.device, os.O_RDWR | os.O_CLOEXEC)
         closing.callback(os.close, writer)
         os.posix_fadvise(reader, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         for offset in range(0, size, CHUNK):
-            data = os.pread(reader, min(CHUNK, size - offset), offset)
+            with _told("cannot be read", source, "its storage is broken, or its tables lead nowhere"):
+                data = os.pread(reader, min(CHUNK, size - offset), offset)
             if len(data) != min(CHUNK, size - offset):
                 raise KernelError("ends before its end", subject=source)
-            _write_what_is_not_zero(writer, data, offset)
+            with _told("cannot be written", target, _FULL):
+                _write_what_is_not_zero(writer, data, offset)
             progress(offset + len(data), size)
-        os.fsync(writer)
+        with _told("cannot be written", target, _FULL):
+            os.fsync(writer)
+
+
+@contextlib.contextmanager
+def _told(what: str, subject: str, hint: str) -> Iterator[None]:
+    """A device can only say that something went wrong; people know an image, and what may be the matter with it."""
+    try:
+        yield
+    except OSError as error:
+        raise kernel_error(error, what, subject=subject, hint=hint) from error
 
 
 def _write_what_is_not_zero(writer: int, data: bytes, offset: int) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
 import pytest
 
 from mapper_core.copying import convert, mapped
+from mapper_core.errors import KernelError
 from mapper_core.mapping import Mapper
 from mapper_core.model import Access, Disk, MapOptions
+from mapper_core.testing import disks
+from mapper_core.testing.disks import MIB
 
 pytestmark = pytest.mark.root
 
@@ -36,6 +40,23 @@ def test_somebody_looks_at_the_source_when_the_copy_is_done(mapper: Mapper, bare
     convert(mapper, source, target, progress)
     other.join()
     assert Path(target.source).read_bytes() == bare.read_bytes()
+    assert mapper.mapped() == ()
+
+
+@pytest.mark.parametrize("kind", ["raw", "qcow2"])
+def test_no_room_for_the_copy(mapper: Mapper, tmp_path: Path, kind: str) -> None:
+    """The device says no more than that it could not write."""
+    source, full = tmp_path / "source", tmp_path / "full"
+    source.write_bytes(os.urandom(8 * MIB))
+    full.mkdir()
+    disks.run("mount", "-t", "tmpfs", "-o", "size=4M", "none", str(full))
+    try:
+        with pytest.raises(KernelError, match="copy: cannot be written") as caught:
+            convert(mapper, Disk(str(source), "raw"), Disk(str(full / "copy"), kind), lambda _done, _whole: None)
+        assert "df" in caught.value.hint
+        assert os.listdir(full) == []
+    finally:
+        disks.run("umount", str(full))
     assert mapper.mapped() == ()
 
 
