@@ -30,16 +30,33 @@ def find(journal: Journal, target: str) -> Record | None:
     if not target.startswith("/"):
         return journal.read(target) if _is_id(journal, target) else _find_source(journal, target)
     real = os.path.realpath(target)
-    for record in journal.records():
-        if record.attachment is None:
-            continue
-        partitions = record.table.partitions if record.table else ()
-        if real in {record.attachment.device, *(partition.device for partition in partitions)}:
-            return record
+    found = [record for record in journal.records() if real in _nodes(record)]
+    if found:
+        return found[0] if len(found) == 1 else _present(found)
     try:
         return journal.read(identify(Disk(target, "")).id)
     except MapperError:
         return _find_source(journal, target)  # the image is gone, the mapping is not (M-20)
+
+
+def _nodes(record: Record) -> frozenset[str]:
+    """The nodes of a mapping: its device, and those of the partitions."""
+    if record.attachment is None:
+        return frozenset()
+    partitions = record.table.partitions if record.table else ()
+    return frozenset((record.attachment.device, *(partition.device for partition in partitions)))
+
+
+def _present(records: list[Record]) -> Record:
+    """The one of several whose device it is; the others' was taken away by somebody else, and its number given out anew."""
+    from mapper_core.partitions import nodes
+
+    attached = (
+        record
+        for record in records
+        if record.attachment is not None and nodes.is_attached(record.attachment.device, record.resources)
+    )
+    return next(attached, records[0])
 
 
 def _is_id(journal: Journal, target: str) -> bool:

@@ -1,9 +1,11 @@
 """Mapping real images on the real kernel."""
 
+import dataclasses
 import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -29,7 +31,7 @@ from mapper_core.errors import (
 )
 from mapper_core.linux import loop
 from mapper_core.mapping import Mapper
-from mapper_core.model import Access, Disk, MapOptions
+from mapper_core.model import Access, Attachment, Disk, MapOptions
 from mapper_core.testing import disks
 
 from .conftest import make_system
@@ -158,6 +160,21 @@ def test_a_device_of_somebody_else_is_left_alone(mapper: Mapper, bare: Path) -> 
         assert loop.status(device) is not None
     finally:
         disks.run("losetup", "-d", device)
+
+
+def test_a_device_whose_number_was_given_out_anew(mapper: Mapper, bare: Path, tmp_path: Path) -> None:
+    """Somebody has detached it, and it is another disk's now: that is the one that is meant by its name."""
+    other = tmp_path / "other.raw"
+    shutil.copyfile(bare, other)
+    old, new = sorted((mapper.map(_disk(path), RW, user="t") for path in (bare, other)), key=lambda disk: disk.id)
+    loop.detach(old.device, tag=f"mapper:{old.id}")
+    record = mapper.journal.read(old.id)
+    assert record is not None
+    mapper.journal.write(dataclasses.replace(record, attachment=Attachment(new.device, "loop")))
+    assert mapper.find(new.device) == new
+    mapper.unmap(new.device, user="t")
+    assert mapper.find(new.id) is None
+    mapper.unmap(old.id, user="t")
 
 
 def test_another_process_with_the_same_journal_can_unmap(mapper: Mapper, bare: Path) -> None:
