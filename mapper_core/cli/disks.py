@@ -83,6 +83,9 @@ def ls(_arguments: Arguments, output: Output) -> int:
             output.note(f"{record_id} is in work, or was left half done by a crash (see: mapper-cli reconcile)")
 
     status = for_each(mapper.journal.ids(), add, output)
+    for error in mounted.damaged(mapper):
+        output.error(error)
+        status = status or error.exit_code
     trees = mounted.records(mapper)
     if output.style is Style.JSON:
         output.json({"disks": disks, "trees": [_tree_as_json(tree, disks) for tree in trees]})

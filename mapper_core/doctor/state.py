@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from mapper_core import users
 from mapper_core.doctor.check import Check, Status
 from mapper_core.errors import Busy, MapperError
+from mapper_core.journal import State
 from mapper_core.linux import mountinfo, process_info
 from mapper_core.resources import DaemonResource
 from mapper_core.runtime import ENVIRONMENT, MAX_LENGTH, boot_id
@@ -75,8 +76,13 @@ def _disk(mapper: Mapper, record: Record) -> Iterator[Check]:
     if mapper.find(record.id) is None:
         if _is_locked(mapper, record.id):
             return  # somebody maps or unmaps it now
-        reason = "is of an earlier boot" if record.boot != boot_id() else f"was left half done ({record.state})"
-        yield Check(name, Status.WARNING, f"its record {reason}", _RECONCILE)
+        if record.boot != boot_id():
+            reason = "its record is of an earlier boot"
+        elif record.state == State.MAPPED and record.attachment is not None:
+            reason = f"its device {record.attachment.device} is gone, or somebody else's by now"
+        else:
+            reason = f"its record was left half done ({record.state})"
+        yield Check(name, Status.WARNING, reason, _RECONCILE)
         return
     device = record.attachment.device if record.attachment else ""
     for resource in record.resources:

@@ -208,6 +208,11 @@ def test_one_damaged_record_hides_no_other(cli: Cli, raw: Path, runtime_dir: Pat
     assert done.status == 10
     assert device in done.out and str(broken) in done.err
     broken.unlink()
+    broken = runtime_dir / "trees" / "x.json"
+    broken.write_text("{")
+    done = cli("ls")
+    assert (done.status, device in done.out, str(broken) in done.err) == (10, True, True)
+    broken.unlink()
     cli.ok("unmap", raw)
 
 

@@ -12,6 +12,7 @@ import pytest
 from mapper_core.linux import loop, process_info
 from mapper_core.mapping import Mapper
 from mapper_core.model import Access, Disk, MapOptions
+from mapper_core.testing import disks
 
 from .conftest import PROGRAM, Cli
 
@@ -133,6 +134,14 @@ def test_a_daemon_that_died(cli: Cli, qcow2: Path, runtime_dir: Path) -> None:
     status, detail, hint = checks(cli)[f"disk {qcow2}"]
     assert (status, hint.endswith(f"mapper-cli unmap {device}")) == ("failed", True) and "is gone" in detail
     cli.ok("unmap", device)
+
+
+def test_a_device_that_somebody_else_has_taken_away(cli: Cli, raw: Path) -> None:
+    device = cli.ok("map", raw, "-f", "raw")
+    disks.run("losetup", "--detach", device)
+    status, detail, hint = checks(cli)[f"disk {raw}"]
+    assert (status, hint) == ("warning", "mapper-cli reconcile") and f"its device {device} is gone" in detail
+    cli.ok("reconcile")
 
 
 def test_an_image_that_was_deleted_while_mapped(cli: Cli, raw: Path) -> None:
