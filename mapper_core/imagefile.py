@@ -20,6 +20,7 @@ from mapper_core.errors import (
     UnsupportedFormat,
 )
 from mapper_core.frozen import dataclass
+from mapper_core.policy import is_below
 
 #: Metadata that is read for one disk, all its files together, bytes (S-19).
 METADATA_LIMIT = 4 << 20
@@ -150,8 +151,3 @@ def _refuse_special(real: str, found: os.stat_result) -> None:
         )
     if any(is_below(real, directory) for directory in KERNEL_DIRECTORIES):
         raise UnsafePath("is an interface of the kernel, not an image", subject=real)
-
-
-def is_below(path: str, directory: str) -> bool:
-    """Say whether a real path lies in a directory, at any depth."""
-    return path.startswith(directory if directory.endswith("/") else directory + "/")

@@ -54,11 +54,7 @@ def check_declared_format(disk: Disk) -> None:
     :raises UnsupportedFormat: the file is a compressed stream or an archive (M-22).
     :raises FormatMismatch: the file is an image of another format.
     """
-    fd = _open(disk.source)
-    try:
-        header = os.pread(fd, formats.HEADER_SIZE, 0)
-    finally:
-        os.close(fd)
+    header = read_header(disk.source)
     found = formats.identify(header)
     if found != disk.format and (found != formats.RAW or disk.format in formats.KNOWN):
         raise formats.refusal(disk.format, header, disk.source)

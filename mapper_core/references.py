@@ -9,8 +9,9 @@ from contextlib import contextmanager
 
 from mapper_core.errors import BackingFileMissing, ForbiddenReference
 from mapper_core.frozen import dataclass
-from mapper_core.imagefile import KERNEL_DIRECTORIES, Budget, ImageFile, is_below, open_image
+from mapper_core.imagefile import KERNEL_DIRECTORIES, Budget, ImageFile, open_image
 from mapper_core.model import ReferenceKind
+from mapper_core.policy import is_below
 
 #: Images in a chain. OpenNebula's snapshots make one each; qemu keeps every file of the chain open.
 DEPTH_LIMIT = 64
