@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 #: Images in a chain of backing files; more can only be a circle.
 MAX_CHAIN = 1000
 
+#: Sectors that devices have, bytes: disks 512 and 4096, CD-ROMs 2048, loop devices all.
+SECTOR_SIZES = (512, 1024, 2048, 4096)
+
 
 def attachment(disk: Disk, value: object) -> Attachment:
     """Check what ``map`` returned.
@@ -132,7 +135,7 @@ def _is_snapshot(value: Snapshot) -> bool:
 def _is_table(value: PartitionTable) -> bool:
     return (
         _is_name(value.scheme)
-        and value.sector_size in (512, 4096)
+        and value.sector_size in SECTOR_SIZES
         and isinstance(value.partitions, tuple)
         and all(isinstance(item, Partition) and _is_partition(item) for item in value.partitions)
         and isinstance(value.warnings, tuple)

@@ -1,6 +1,6 @@
 """The nouns of the framework: frozen, typed, without behaviour that touches the system.
 
-Sizes and offsets are bytes unless a name says ``sectors``. A sector is ``sector_size`` bytes (512 or 4096).
+Sizes and offsets are bytes unless a name says ``sectors``. A sector is ``sector_size`` bytes (512 or 4096, of CD-ROMs 2048).
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ GOOD: tuple[tuple[Callable[[Any], Any], Any], ...] = (
     (lambda value: answers.image(DISK, value), _image(backing=_image(), references=(Reference(ReferenceKind.DATA, "a", "/a"),))),
     (lambda value: answers.table("/dev/x", MIB, value), _table(Partition(1, 4096, 4096), Partition(2, 8192, 4096))),
     (lambda value: answers.table("/dev/x", MIB, value), _table(Partition(0, 0, MIB), scheme="none")),
+    (lambda value: answers.table("/dev/sr0", MIB, value), _table(Partition(0, 0, MIB), scheme="none", sector_size=2048)),
     (lambda value: answers.table("/dev/x", MIB, value), _table(Partition(7, 4096, 4096, names=("/dev/vg/lv",)), scheme="lvm")),
     (lambda value: answers.snapshots(DISK, value), (Snapshot("a", 1), Snapshot("b", 1))),
     (lambda value: answers.snapshots(DISK, value), (Snapshot("same", 1), Snapshot("same", 1))),
@@ -76,6 +77,7 @@ def test_images_that_are_none(value: object) -> None:
         (),
         _table(scheme=None),
         _table(sector_size=0),
+        _table(sector_size=513),
         _table(*("p1",)),  # type: ignore[arg-type]
         _table(Partition("1", 4096, 4096)),  # type: ignore[arg-type]
         _table(Partition(1, -4096, 4096)),
