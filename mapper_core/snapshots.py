@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, nullcontext
 
 from mapper_core.capabilities import check_snapshot_name, settled_or_checked
 from mapper_core.errors import AlreadyExists, MapperError, PluginFault
@@ -40,15 +40,16 @@ def create(mapper: Mapper, disks: Sequence[Disk], name: str) -> None:
             if _has(mapper, record.disk, name):
                 raise AlreadyExists(f"has a snapshot {name!r} already", subject=record.disk.source)
         found = [item for record in records for item in _filesystems(record, stack)]
+        kept: set[str] = set()
         for record in records:
             if record.attachment is not None:
+                stack.callback(_unmark, mapper, record, kept)
                 mapper.journal.write(dataclasses.replace(record, snapshot=name))
-                stack.callback(mapper.journal.write, record)
                 _flush(record)
         with ExitStack() as undo:
             with freeze.frozen(tuple(found), seconds=FREEZE_SECONDS) if found else nullcontext():
                 for record in records:
-                    undo.callback(_delete_if_there, mapper, record, name)
+                    undo.callback(_delete_if_there, mapper, record, name, kept)
                     mapper.registry.snapshot_create(record.disk, name, record.attachment, mapper.transports_of(record))
             for record in records:
                 if not _has(mapper, record.disk, name):
@@ -112,10 +113,19 @@ def _flush(record: Record) -> None:
             os.close(fd)
 
 
-def _delete_if_there(mapper: Mapper, record: Record, name: str) -> None:
-    with suppress(MapperError):  # one failure is told already; the other disks' are deleted all the same
+def _delete_if_there(mapper: Mapper, record: Record, name: str, kept: set[str]) -> None:
+    """Delete what was begun; ``kept`` gets the disks where that is not possible now."""
+    try:
         if _has(mapper, record.disk, name):
             mapper.registry.snapshot_delete(record.disk, name, record.attachment, mapper.transports_of(record))
+    except (MapperError, OSError):  # one failure is told already; the other disks' are deleted all the same
+        kept.add(record.id)
+
+
+def _unmark(mapper: Mapper, record: Record, kept: set[str]) -> None:
+    """Write that no snapshot is being made of a disk; the next call and reconcile are to know of one that could not be deleted."""
+    if record.id not in kept:
+        mapper.journal.write(record)
 
 
 def _has(mapper: Mapper, disk: Disk, name: str) -> bool:

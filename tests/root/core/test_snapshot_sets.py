@@ -8,11 +8,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mapper_core import capabilities, snapshots
-from mapper_core.errors import AlreadyExists, Busy, MapperError, NotSupported
+from mapper_core.errors import AlreadyExists, Busy, DeadlineExceeded, KernelError, MapperError, NotSupported
 from mapper_core.mapping import Mapper
 from mapper_core.model import Disk, MapOptions
 from mapper_core.reconcile import reconcile
@@ -188,3 +189,30 @@ def _wait_for_the_guard(mapper: Mapper, pair: tuple[Disk, Disk]) -> None:
                 break
             assert time.monotonic() < until
             time.sleep(0.01)
+
+
+def test_a_snapshot_that_cannot_be_taken_back_is_not_forgotten(
+    mapper: Mapper, pair: tuple[Disk, Disk], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second disk has no room for one, and the first one's daemon hangs just then."""
+    make = mapper.registry.snapshot_create
+
+    def fail_for_the_second(disk: Disk, *others: Any) -> None:
+        if disk.source == pair[1].source:
+            raise KernelError("no room")
+        make(disk, *others)
+
+    def hang(*_: object) -> None:
+        raise DeadlineExceeded("no answer")
+
+    with _mounted(mapper, pair, tmp_path) as trees:
+        with monkeypatch.context() as patch:
+            patch.setattr(mapper.registry, "snapshot_create", fail_for_the_second)
+            patch.setattr(mapper.registry, "snapshot_delete", hang)
+            with pytest.raises(KernelError, match="no room"):
+                snapshots.create(mapper, pair, "before")
+        _can_be_written(trees)
+        assert _names(mapper, *pair) == [["before"], []]
+        assert [action.subject for action in reconcile(mapper).actions] == [pair[0].source]
+        assert _names(mapper, *pair) == [[], []]
+        assert reconcile(mapper).actions == ()
