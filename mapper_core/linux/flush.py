@@ -12,6 +12,7 @@ import signal
 import time
 
 from mapper_core.errors import DeadlineExceeded
+from mapper_core.linux import forked
 
 
 def flush_within(device: str, seconds: float) -> bool:
@@ -23,7 +24,7 @@ def flush_within(device: str, seconds: float) -> bool:
     """
     reader, writer = os.pipe2(os.O_CLOEXEC)
     try:
-        child = os.fork()
+        child = forked.fork()
         if child == 0:
             _be_the_child(device, writer)
         os.waitpid(child, 0)  # it has only made the process that waits, so that nobody has to wait for that one
@@ -61,13 +62,13 @@ def _be_the_child(device: str, writer: int) -> None:
     somebody may be waiting.
     """
     try:
-        if os.fork() == 0:
+        if forked.fork() == 0:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())  # who wants to end it, can
             os.setsid()
-            os.dup2(writer, 0)
-            os.closerange(1, os.sysconf("SC_OPEN_MAX"))  # close_range(2) in one call
-            os.write(0, _flush(device))
+            forked.close_all_but(writer)
+            os.write(writer, _flush(device))
     finally:
         os._exit(0)
 
