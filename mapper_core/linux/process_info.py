@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 
 from mapper_core.errors import DeadlineExceeded, ProcessGone
 from mapper_core.frozen import dataclass
@@ -119,6 +120,22 @@ def wait_gone(pid: int, start_time: int, deadline_seconds: float) -> None:
                 raise DeadlineExceeded(f"still runs after {deadline_seconds:g} seconds", subject=f"process {pid}")
     finally:
         os.close(fd)
+
+
+def wait_for_an_end(processes: Sequence[ProcessInfo], seconds: float) -> None:
+    """Wait until one of several processes has ended, at most ``seconds``; of none, as long. Callers look themselves what is now."""
+    import contextlib
+    import select
+
+    poll = select.poll()
+    with contextlib.ExitStack() as closing:
+        for process in processes:
+            fd = _open_pidfd(process.pid, process.start_time)
+            if fd is None:
+                return
+            closing.callback(os.close, fd)
+            poll.register(fd, select.POLLIN)
+        poll.poll(max(1, int(seconds * 1000)))
 
 
 def terminate(pid: int, start_time: int, signal_number: int = 15) -> bool:

@@ -137,6 +137,27 @@ def test_a_daemon_that_ended_is_told_from_one_in_another_container(daemon: FakeD
         reader.daemon_pid()
 
 
+def test_a_container_that_is_ending_is_looked_at_again_after_a_pause(
+    daemon: FakeDaemon, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Incus answers in that moment. Neither does the daemon get one request after the other, nor is it asked for ever."""
+    monkeypatch.setattr("mapper_driver.lxd.connection._ENDING_SECONDS", 0.6)
+    begun = time.monotonic()
+
+    def answer(method: str, path: str) -> Answer:
+        if path.endswith("c2") or time.monotonic() - begun < 0.25:
+            return 500, {"error": 'Invalid PID "-1"'}
+        return 200, {"type": "sync", "metadata": {"status": "Stopped"}}
+
+    daemon.answer = answer
+    found = connection.get(connection.api.instances["c1"], "look at the instance", "c1")
+    assert found.json()["metadata"] == {"status": "Stopped"}
+    assert 2 <= daemon.asked.count("GET /1.0/instances/c1") <= 4
+    with pytest.raises(LxdFailed, match="Invalid PID"):
+        connection.get(connection.api.instances["c2"], "look at the instance", "c2")
+    assert 2 <= daemon.asked.count("GET /1.0/instances/c2") <= 8
+
+
 def test_a_change_is_repeated_until_it_is_there(daemon: FakeDaemon, connection: Connection) -> None:
     """L-12: refused because somebody was faster, then accepted and lost all the same, then there."""
     config = {"a": "1"}

@@ -72,6 +72,22 @@ def test_waiting_ends_with_the_process(sleeper: subprocess.Popen[bytes]) -> None
     timer.join()
 
 
+def test_waiting_for_an_end_of_several(sleeper: subprocess.Popen[bytes]) -> None:
+    """Also of none, and of one that has ended already."""
+    here, other = process_info.info(os.getpid()), process_info.info(sleeper.pid)
+    assert here is not None and other is not None
+    for processes in ((), (here, other)):
+        before = time.monotonic()
+        process_info.wait_for_an_end(processes, 0.1)
+        assert 0.09 < time.monotonic() - before < 5
+    timer = threading.Timer(0.1, sleeper.kill)
+    timer.start()
+    for _ in range(2):
+        process_info.wait_for_an_end((here, other), 30)
+        assert not process_info.is_alive(other.pid, other.start_time)
+    timer.join()
+
+
 def test_a_signal_for_exactly_this_process(sleeper: subprocess.Popen[bytes]) -> None:
     started = process_info.start_time(sleeper.pid)
     assert process_info.terminate(sleeper.pid, started, signal.SIGUSR1)

@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from mapper_core.errors import DeadlineExceeded
+from mapper_core.linux import process_info
 from mapper_driver.errors import InstanceNotFound, LxdFailed, LxdUnavailable
+from mapper_driver.lxd import monitors
 from mapper_driver.lxd.answers import WRITABLE
 
 REQUEST_SECONDS = 30.0
@@ -27,10 +29,11 @@ _BUSY = ("non-reusable operation", "busy running", "operation lock")
 #: How Incus answers when it has waited for an operation as long as it was asked to; LXD answers with the operation.
 _LATE = "context deadline exceeded"
 
-
-#: How Incus 6.0 answers when the first process of a container ends while it is looked at, and for how long that can go on.
+#: How Incus 6.0 answers when the first process of a container ends while it is looked at, for how long that can go on, and after
+#: which time it is asked again when the end of the container was not to be seen.
 _ENDING = "Invalid PID"
 _ENDING_SECONDS = 5.0
+_ENDING_LOOK_SECONDS = 0.1
 
 #: What daemons call operations that run in an instance and do not work on it (lxd/db/operationtype).
 _INSIDE = ("Executing command", "Showing console")
@@ -88,6 +91,8 @@ class Connection:
             except LxdFailed as error:
                 if _ENDING not in error.message or time.monotonic() > until:
                     raise
+            ending = monitors.of_container(f"{os.path.dirname(self.socket)}/containers", name)  # of a list: of none
+            process_info.wait_for_an_end(ending, _ENDING_LOOK_SECONDS)
 
     def send(self, call: Callable[..., Any], what: str, name: str, **arguments: Any) -> Any:
         """Make a request.
