@@ -15,8 +15,8 @@ import contextlib
 import json
 import os
 
-from mapper_core.errors import NotFound, Refused
-from mapper_core.linux import block, fuse, loop, mountinfo, mounts
+from mapper_core.errors import DeadlineExceeded, NotFound, Refused
+from mapper_core.linux import block, fuse, loop, mountinfo, mounts, uevents
 from mapper_core.linux.syscalls import size_from_server
 from mapper_core.model import Access, Attachment
 from mapper_core.process import find_program
@@ -31,10 +31,7 @@ PROGRAM = "qemu-storage-daemon"
 START_SECONDS = 30
 STOP_SECONDS = 60  # it writes its caches back
 MONITOR_SECONDS = 30  # a snapshot writes all caches back, and copies tables, while filesystems stand still
-
-
-#: How often the size of an export is asked for after it has changed.
-_SIZE_ATTEMPTS = 20
+SIZE_SECONDS = 10.0  # until the device has the size of its export
 
 
 class StorageDaemonTransport:
@@ -95,6 +92,7 @@ class StorageDaemonTransport:
 
         :raises Refused: the disk is larger already.
         :raises NotFound: the daemon is gone.
+        :raises DeadlineExceeded: the image has grown, and the device has not followed; the same call again goes on there.
         """
         export = f"{scope.directory}/disk"
         try:
@@ -112,13 +110,14 @@ class StorageDaemonTransport:
         if present < size:
             with self._monitor(scope) as monitor:
                 monitor.execute("block_resize", node_name=ROOT_NODE, size=size)
-        for _ in range(_SIZE_ATTEMPTS):
-            # The kernel would remember the old size for a second (attr_timeout of the export); and it takes no answer about
-            # the size that it asked for before a write has ended (attr_version, fs/fuse/inode.c).
-            size_from_server(export)
-            loop.set_capacity(scope.ledger.device)
-            if block.size_of(scope.ledger.device) == size:
-                return
+        with uevents.listen() as events:
+            if not events.wait_until(lambda: _follow(export, scope.ledger.device) == size, SIZE_SECONDS):
+                raise DeadlineExceeded(
+                    f"the image has {size} bytes now, and its device {block.size_of(scope.ledger.device)} after "
+                    f"{SIZE_SECONDS:g} s",
+                    subject=scope.ledger.device,
+                    hint="nothing is lost: try again when less is written to it",
+                )
 
     def snapshot_create(self, name: str, scope: Scope) -> None:
         """Keep the present state in the image."""
@@ -139,6 +138,17 @@ class StorageDaemonTransport:
         daemon.stop(resource.directory, PROGRAM, seconds=STOP_SECONDS)
         _unmount_export(resource.directory)
         daemon.remove_files(resource.directory, "disk", "qmp.sock")
+
+
+def _follow(export: str, device: str) -> int:
+    """Let a loop device take over the size of its export; return what it has then, bytes.
+
+    The kernel would remember the old size for a second (attr_timeout of the export). And it takes no answer about the size that it
+    asked for before a write has ended (attr_version, fs/fuse/inode.c), and says so to nobody: it has to be asked again.
+    """
+    size_from_server(export)
+    loop.set_capacity(device)
+    return block.size_of(device)
 
 
 def _socket(directory: str) -> str:

@@ -1,10 +1,13 @@
 """Disks that are made larger: unmapped, mapped, under load, refused, interrupted."""
 
+import fcntl
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from mapper_core.errors import (
     AlreadyExists,
     Busy,
     DaemonRefused,
+    DeadlineExceeded,
     ForbiddenReference,
     FormatMismatch,
     ImageInUse,
@@ -237,6 +241,37 @@ def test_a_failure_leaves_no_mark(mapper: Mapper, tmp_path: Path) -> None:
     record = mapper.journal.read(mapped.id)
     assert record is not None
     assert (record.resize_to, record.size) == (0, 64 * MIB)
+    capabilities.resize(mapper, disk, 96 * MIB)
+    assert _size(mapped.device) == 96 * MIB
+    mapper.unmap(mapped.id, user="t")
+
+
+def _limit_size(device: str, size: int) -> None:
+    """Let a loop device show no more of its file (``lo_sizelimit`` of ``struct loop_info64``, include/uapi/linux/loop.h)."""
+    get_status, set_status, offset = 0x4C05, 0x4C04, 32
+    with open(device, "rb") as file:
+        info = bytearray(232)
+        fcntl.ioctl(file, get_status, info)
+        struct.pack_into("=Q", info, offset, size)
+        fcntl.ioctl(file, set_status, info)
+
+
+def test_a_device_that_does_not_follow_its_export(
+    mapper: Mapper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is said, and is no fault of the plugin's; the image has grown by then, and the same call goes on there."""
+    monkeypatch.setattr("mapper_core.transports.storage_daemon.SIZE_SECONDS", 0.3)
+    disk = _image(tmp_path / "disk", "qcow2")
+    mapped = mapper.map(disk, RW, user="t")
+    _limit_size(mapped.device, 64 * MIB)
+    spent = time.process_time()
+    with pytest.raises(DeadlineExceeded, match=r"100663296 bytes now, and its device 67108864 after 0\.3 s"):
+        capabilities.resize(mapper, disk, 96 * MIB)
+    assert time.process_time() - spent < 0.2, "it waits, and does not ask all the time"
+    record = mapper.journal.read(mapped.id)
+    assert record is not None
+    assert (record.resize_to, record.size, _image_size(disk)) == (0, 64 * MIB, 96 * MIB)
+    _limit_size(mapped.device, 0)
     capabilities.resize(mapper, disk, 96 * MIB)
     assert _size(mapped.device) == 96 * MIB
     mapper.unmap(mapped.id, user="t")
