@@ -16,7 +16,7 @@ import importlib
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Protocol
 
@@ -232,25 +232,29 @@ class _Owners:
 
         :raises PluginFault: its module cannot be loaded, or has a mistake in it.
         """
-        try:
+        with _blaming(user):
             module = self._module(user)
             if module is not None:
                 module.let_go(user)
-        except (MapperError, OSError):
-            raise
-        except Exception as error:
-            raise PluginFault(f"its owner's module failed: {type(error).__name__}: {error}", subject=user) from error
 
     def left_over(self, user: str) -> tuple[str, ...]:
         """Directories of trees that a living owner should not have."""
-        module = self._module(user)
-        if not hasattr(module, "left_over") or not self(user):
+        if not self(user) or user in self.problems:
             return ()
-        return tuple(module.left_over(user))
+        try:
+            module = self._module(user)
+            return tuple(module.left_over(user)) if hasattr(module, "left_over") else ()
+        except Exception as error:
+            self.problems[user] = f"cannot be asked what it should not have: {type(error).__name__}: {error}"
+            return ()
 
     def take_away(self, user: str, directory: str) -> bool:
-        """Release one of these; ``False`` when there is nothing to do any more."""
-        return bool(self._module(user).take_away(user, directory))
+        """Release one of these; ``False`` when there is nothing to do any more.
+
+        :raises PluginFault: as for :meth:`let_go`.
+        """
+        with _blaming(user):
+            return bool(self._module(user).take_away(user, directory))
 
     def _ask(self, user: str) -> bool:
         pid = users.process_of(user)
@@ -269,6 +273,17 @@ class _Owners:
             if entry.name == kind:
                 return importlib.import_module(entry.module)
         return None
+
+
+@contextlib.contextmanager
+def _blaming(user: str) -> Iterator[None]:
+    """Say that an owner's module failed when anything is raised that no caller expects."""
+    try:
+        yield
+    except (MapperError, OSError):
+        raise
+    except Exception as error:
+        raise PluginFault(f"its owner's module failed: {type(error).__name__}: {error}", subject=user) from error
 
 
 def _remove_temporary_files(mapper: Mapper) -> None:

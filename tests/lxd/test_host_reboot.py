@@ -8,13 +8,15 @@ import os
 
 import pytest
 from mapper_driver import inventory
+from mapper_driver.lxd import inside
 from mapper_driver.lxd.model import Status
 
+from mapper_core.linux import mountinfo
 from mapper_core.mapping import Mapper
 
 from .conftest import lxd_is_enough
 from .host import Host, wait_for
-from .machine import ok
+from .machine import CONTEXT, ok
 from .plug import Plug
 
 pytestmark = [pytest.mark.lxd, pytest.mark.timeout(240)]
@@ -96,15 +98,17 @@ def test_an_image_that_is_gone_is_said_and_stops_no_other(host: Host) -> None:
 
 def test_a_daemon_that_was_replaced_attaches_and_detaches(host: Host) -> None:
     """L-03: Incus has another mount namespace then than its containers, as the snap of LXD has after each refresh. Such a daemon
-    says that it has attached a disk, and has not; so the disk is mounted in the container without it.
+    says that it has attached a disk, and has not; so the disk is mounted in the container without it, and a context that the
+    machine did not have as well.
     """
     machine = host.machine(48)
-    ok(machine.deploy(**host.state))
+    ok(host.one.deploy(48, machine.xml.replace(CONTEXT, ""), **host.state))
     ok(Plug(machine).attach(3, Plug(machine).make(3), **host.state))
     host.kill_daemon()
     host.start_daemon()
     machine = machine.on(host.one, host.client)
     plug = Plug(machine)
+    _new_contexts(plug, host)
     disk = plug.make(2)
     for _ in range(2):
         ok(plug.attach(2, disk, **host.state))
@@ -117,8 +121,27 @@ def test_a_daemon_that_was_replaced_attaches_and_detaches(host: Host) -> None:
     assert "/media/3" not in machine.seen() and Mapper.open().find(str(plug.path(3))) is None
     ok(machine.power("reset", **host.state))
     assert machine.inside("cat", "/media/2/number") == "2"
+    assert "VALUE='last'" in machine.inside("cat", "/context/context.sh")
     ok(plug.detach(2, **host.state))
     assert "/media/2" not in machine.seen()
     assert machine.all_disks()
     ok(machine.power("cancel", **host.state))
     machine.nothing_left()
+
+
+def _new_contexts(plug: Plug, host: Host) -> None:
+    """One that the machine did not have, with another content, and once more when the guest has unmounted it."""
+    machine, iso = plug.machine, plug.path(9)
+    pid = machine.client.state(machine.name).pid
+    assert inside.is_cut_off(pid, machine.client.daemon_pid()) == (host.lab.product == "incus")
+    assert "/context" not in machine.seen()
+    for value in ("first", "second", "last"):
+        iso.unlink()
+        host.images.build_context(str(iso), {"VALUE": value})
+        if value == "last":
+            machine.inside("umount", "/context")
+        ok(plug.call("reconfigure", "hda", str(iso), **host.state))
+        assert f"VALUE='{value}'" in machine.inside("cat", "/context/context.sh")
+        assert machine.inside("stat", "-c", "%u:%g", "/context", "/context/context.sh").split() == ["0:0"] * 2
+        assert "ro" in mountinfo.at("/context", pid=pid)[-1].options
+    assert machine.inside("grep", "-c", " /context ", "/proc/mounts") == "1\n"

@@ -186,6 +186,11 @@ def _cases(plug: Plug) -> Iterator[tuple[str, str, str]]:
     yield "target below a link", disk_xml(20, ATTACH="YES", TARGET="/link/x"), "symbolic link"
     yield "target is a file", disk_xml(20, ATTACH="YES", TARGET="/file"), "no directory"
     yield "target in use", disk_xml(20, ATTACH="YES", TARGET="/taken"), "/taken"
+    machine.inside("sh", "-c", "mkdir /sealed; mount -t tmpfs -o ro none /sealed")
+    yield "target that LXD cannot make", disk_xml(20, ATTACH="YES", TARGET="/sealed/x"), "change the devices"
+    take = "until umount /media/20 2>/dev/null; do :; done"
+    plug.start_inside("sh", "-c", take)
+    yield "target that the guest empties at once", raw, "nothing is at /media/20"
     yield "two disks", raw + disk_xml(21, ATTACH="YES"), "disk 20"
     yield "other disk in the XML", disk_xml(21, ATTACH="YES"), "no disk 20"
     yield "cut off", raw + "<DISK><DISK_ID>", "standard input"
@@ -197,7 +202,7 @@ def test_what_cannot_be_attached_leaves_everything_as_it_was(plug: Plug) -> None
     """L-10, U-01, U-03: one message, complete rollback, and the next call works."""
     before = plug.state()
     for case, disk, word in _cases(plug):
-        if case == "target is a link":
+        if case in ("target is a link", "target that LXD cannot make"):
             before = plug.state()  # the guest has mounted something
         done = plug.attach(20, disk)
         assert done.returncode != 0, case
@@ -207,6 +212,27 @@ def test_what_cannot_be_attached_leaves_everything_as_it_was(plug: Plug) -> None
     assert plug.machine.inside("cat", "/file") == "mine\n"
     ok(plug.attach(20, disk_xml(20, ATTACH="YES")))
     assert plug.machine.inside("cat", "/media/20/number") == "20"
+
+
+@lxd_is_enough
+def test_what_the_guest_covers_cannot_be_taken_back_until_it_is_free(
+    plug: Plug, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """U-03: the error of attach_disk says so, and detach_disk does not unmount what is the guest's instead."""
+    machine = plug.machine
+    before = plug.state()
+    cover = "until grep -q ' /media/20 ' /proc/mounts; do :; done; exec mount -t tmpfs none /media/20"
+    plug.start_inside("sh", "-c", cover)
+    done = plug.attach(20, plug.make(20))
+    assert done.returncode == 14 and "none is at /media/20" in done.stderr
+    for said in ("disk 20 is still held", "(tmpfs) over it", "umount /media/20", "mapper-cli reconcile"):
+        assert said in done.stderr
+    refused = plug.detach(20)
+    assert refused.returncode == 5 and "(tmpfs) over it" in refused.stderr
+    machine.inside("umount", "/media/20")
+    monkeypatch.setenv("LXD_SOCKET", lab.socket)
+    assert reconcile(Mapper.open()).problems == ()
+    assert plug.state() == before
 
 
 @lxd_is_enough

@@ -8,19 +8,25 @@ daemon (if there is one) knows no such container or one that an interrupted acti
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections.abc import Iterator
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from mapper_core.errors import Busy, MapperError, NotFound
 from mapper_core.linux import holders, locks, namespaces
 from mapper_core.mapping import Mapper
 from mapper_core.tree import mounted
-from mapper_driver import inventory
+from mapper_driver import inventory, unfinished
 from mapper_driver.errors import InstanceNotFound, LxdUnavailable
 from mapper_driver.instance import STATUS_KEY
 from mapper_driver.lxd import placement
 from mapper_driver.lxd.client import LxdClient
 from mapper_driver.lxd.model import Status, check_name
+
+if TYPE_CHECKING:
+    from mapper_driver.actions.node import Node
 
 _LOCK_PREFIX = "container-"
 
@@ -116,6 +122,49 @@ def let_go(user: str) -> None:
             client.delete(container)
     placement.forget(mapper.runtime, container)
     inventory.forget(mapper.runtime, container)
+    unfinished.forget(mapper.runtime, container)
+
+
+def left_over(user: str) -> tuple[str, ...]:
+    """What is held for a living container that it should not have, as far as that can be told now: directories of trees."""
+    mapper, container = Mapper.open(), container_of(user)
+    with contextlib.suppress(MapperError), lock(mapper, container):
+        node = _node(mapper, container)
+        storage = node.storage(container)
+        return tuple(map(storage.directory, _leftovers().of(node.client.instance(container), node)))
+    return ()
+
+
+def take_away(user: str, directory: str) -> bool:
+    """Take such a tree from its container and release it; ``False`` when the container may have it by now.
+
+    :raises DeviceBusy: naming who uses it.
+    """
+    mapper, container = Mapper.open(), container_of(user)
+    with lock(mapper, container):
+        node = _node(mapper, container)
+        found, storage = node.client.instance(container), node.storage(container)
+        for disk_id in _leftovers().of(found, node):
+            if storage.directory(disk_id) == directory:
+                _leftovers().take_one_away(found, disk_id, node)
+                return True
+    return False
+
+
+def _leftovers() -> ModuleType:
+    from mapper_driver.actions import leftovers  # with all that actions need
+
+    return leftovers
+
+
+def _node(mapper: Mapper, container: str) -> Node:
+    from mapper_driver.actions.node import Node
+    from mapper_driver.opennebula.config import Config
+    from mapper_driver.opennebula.framing import Log
+
+    client = LxdClient.connect()
+    client.settle(container)
+    return Node(mapper, client, Config(), Log("reconcile", "", io.StringIO()))
 
 
 def _is_known(mapper: Mapper, container: str) -> bool:

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 
 from mapper_core.errors import MapperError, ProcessGone
 from mapper_core.mapping import Mapper
+from mapper_driver.actions import leftovers
 from mapper_driver.actions.keep import keep
 from mapper_driver.actions.node import Node
-from mapper_driver.errors import InstanceNotRunning
+from mapper_driver.errors import InstanceNotRunning, LxdUnavailable
 from mapper_driver.lxd.client import LxdClient
 from mapper_driver.opennebula.argv import Common, check_same_machine
 from mapper_driver.opennebula.config import Config
@@ -52,11 +53,16 @@ def open_node(vm: VmIdentity, config: Config, log: Log) -> Iterator[Node]:
         client = connect(config)
         client.settle(vm.container)
         node = Node(mapper, client, config, log)
+        node.try_to(lambda: leftovers.take_away_if_written_down(vm.container, node))
         try:
             yield node
         except ProcessGone as error:
-            client.check_lives()
-            hint = "see its log, and call the action again"
+            hint = error.hint or "see its log, and call the action again"
+            try:
+                client.check_lives()
+            except LxdUnavailable as gone:
+                gone.hint = error.hint or gone.hint
+                raise
             raise InstanceNotRunning("the container ended meanwhile", subject=vm.container, hint=hint) from error
         try:
             keep(vm, node)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-
-from mapper_core.errors import MapperError, NotSupported, UsageError
+from mapper_core.errors import NotSupported, UsageError
 from mapper_driver import iolimits
 from mapper_driver.actions.detach_disk import disk_number, remove_disk
+from mapper_driver.actions.handover import Handover, show_if_cut_off, taken_back_on_failure
 from mapper_driver.actions.node import Node
 from mapper_driver.devices import disk_device, disk_name
 from mapper_driver.errors import InstanceConflict
@@ -43,30 +42,14 @@ def attach_disk(given: AttachDisk, vm: VirtualMachine, node: Node) -> None:
         node.log.info(f"removing what is left of an earlier disk {disk.id}")
         remove_disk(found, pid, disk.id, node)
     inside.check_target(pid, device["path"])
-    with contextlib.ExitStack() as undo:
+    new = Handover(disk.id, device["path"], pid, storage)
+    with taken_back_on_failure(new, node):
         staged = storage.stage(vm, disk, idmap.current_map(found.all_config, subject=container))
-        undo.callback(node.try_to, lambda: storage.release_one(disk.id))
-        undo.callback(node.try_to, lambda: node.client.set_devices(container, {disk_name(disk.id): None}))
         node.client.set_devices(container, {disk_name(disk.id): staged.finish(device)})
-        undo.callback(node.try_to, lambda: inside.take_disk(pid, device["path"], staged.directory))
         if not staged.shift:
-            show_if_cut_off(container, pid, device["path"], staged.directory, node)
+            show_if_cut_off(new, staged.directory, node)
         inside.check_disk(pid, device["path"], staged.directory, container)
         _limit(vm, disk, pid, node)
-        undo.pop_all()
-
-
-def show_if_cut_off(container: str, pid: int, path: str, directory: str, node: Node) -> None:
-    """Mount a tree in a container whose daemon cannot do that any more, having been replaced (L-03). At the next start of the
-    container it can.
-
-    :raises TreeNotPlaced: the guest cannot make the directory.
-    """
-    if not inside.is_cut_off(pid, node.client.daemon_pid()) or inside.has_disk(pid, path, directory):
-        return
-    node.client.execute(container, ("mkdir", "-p", path))  # by the guest: the directory is to belong to its root
-    inside.show_disk(pid, path, directory)
-    node.log.info("the daemon was replaced while the container ran; mounted the disk in the container without it")
 
 
 def _wanted(given: AttachDisk, vm: VirtualMachine) -> VmDisk:
@@ -99,8 +82,4 @@ def _limit(vm: VirtualMachine, disk: VmDisk, pid: int, node: Node) -> None:
     if number is None:
         return
     limits.apply(wanted, number, pid)
-    try:
-        node.set_start_limits(vm.container, disk.id, wanted)
-    except MapperError:
-        node.try_to(lambda: limits.apply({}, number, pid))
-        raise
+    node.set_start_limits(vm.container, disk.id, wanted)

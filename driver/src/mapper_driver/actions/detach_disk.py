@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 
-from mapper_core.errors import DeviceBusy, Refused, UsageError
+from mapper_core.errors import DeviceBusy, ProcessGone, Refused, UsageError
 from mapper_core.linux import holders, mountinfo, namespaces
 from mapper_core.linux.holders import HolderKind
 from mapper_driver.actions.node import Node
@@ -15,6 +16,7 @@ from mapper_driver.lxd import inside, lending, limits, monitors, placement
 from mapper_driver.lxd.model import Instance
 from mapper_driver.opennebula.argv import DetachDisk
 from mapper_driver.opennebula.vm import VmIdentity
+from mapper_driver.storage import Storage
 
 _DISK = re.compile(r"disk\.(0|[1-9][0-9]{0,3})")
 
@@ -44,27 +46,53 @@ def remove_disk(found: Instance, pid: int, disk_id: int, node: Node) -> None:
     """Take a disk from a container, as far as it has it.
 
     :param pid: the container's first process; 0 when it does not run.
+    :raises DeviceBusy: naming who uses it; the container still has it.
     """
-    container, name, storage = found.name, disk_name(disk_id), node.storage(found.name)
+    name, storage = disk_name(disk_id), node.storage(found.name)
     directory = storage.directory(disk_id)
     device = found.devices.get(name)
     _refuse_parts(found, name, directory, node)
-    if pid:
-        inside.take_disk(pid, device["path"] if device is not None else "", directory)
-    if device is not None:
-        node.client.set_devices(container, {name: None})
+    take_out(found, pid, disk_id, node)
     try:
-        if pid:
-            monitor = monitors.of_init(pid)
-            if monitor is not None:
-                lending.withdraw_from_monitor(directory, monitor.pid, node.client.daemon_pid())
-            _check_unused(directory, disk_id, container, node)
-        number = limits.device_of(node.mapper, container, disk_id)
-        storage.release_one(disk_id)
+        release(found.name, pid, disk_id, storage, node)
     except DeviceBusy:
         if device is not None and mountinfo.at(directory):
-            node.try_to(lambda: node.client.set_devices(container, {name: device}))
+            node.try_to(lambda: node.client.set_devices(found.name, {name: device}))
         raise
+
+
+def take_out(found: Instance, pid: int, disk_id: int, node: Node) -> None:
+    """Take a disk out of the container, and its device from the daemon.
+
+    :param pid: as for :func:`remove_disk`.
+    :raises DeviceBusy: naming who uses it inside; nothing is changed.
+    """
+    directory = node.storage(found.name).directory(disk_id)
+    devices = {
+        name: device
+        for name, device in found.devices.items()
+        if name == disk_name(disk_id) or device.get("source") == directory
+    }
+    if pid:
+        inside.take_disk(pid, next((device["path"] for device in devices.values()), ""), directory)
+    if devices:
+        node.client.set_devices(found.name, dict.fromkeys(devices))
+
+
+def release(container: str, pid: int, disk_id: int, storage: Storage, node: Node) -> None:
+    """Give a disk back that the container does not see any more, nor a daemon knows of.
+
+    :param pid: as for :func:`remove_disk`.
+    :raises DeviceBusy: naming who uses it.
+    """
+    directory = storage.directory(disk_id)
+    if pid:
+        monitor = monitors.of_init(pid)
+        if monitor is not None:
+            lending.withdraw_from_monitor(directory, monitor.pid, storage.daemon_pid)
+        _check_unused(directory, disk_id, storage)
+    number = limits.device_of(node.mapper, container, disk_id)
+    storage.release_one(disk_id)
     if pid and number is not None:
         limits.apply({}, number, pid)
 
@@ -89,7 +117,7 @@ def _refuse_parts(found: Instance, name: str, directory: str, node: Node) -> Non
         raise Refused(f"the disk is the container's {what}, which cannot be detached", subject=found.name)
 
 
-def _check_unused(directory: str, disk_id: int, container: str, node: Node) -> None:
+def _check_unused(directory: str, disk_id: int, storage: Storage) -> None:
     """Look for users that an unmount in the container's own mount namespace did not reach.
 
     :raises DeviceBusy: naming them.
@@ -97,7 +125,9 @@ def _check_unused(directory: str, disk_id: int, container: str, node: Node) -> N
     staged = mountinfo.at(directory)[-1:]
     if not staged or not staged[0].source.startswith("/dev/"):
         return
-    known = {namespaces.mount_namespace_id(), namespaces.mount_namespace_id(node.client.daemon_pid())}
+    known = {namespaces.mount_namespace_id()}
+    with contextlib.suppress(ProcessGone):
+        known.add(namespaces.mount_namespace_id(storage.daemon_pid))
     used = tuple(
         holder
         for holder in holders.holders(staged[0].source)
@@ -105,4 +135,4 @@ def _check_unused(directory: str, disk_id: int, container: str, node: Node) -> N
     )
     if used:
         text = f"disk {disk_id} is in use: {holders.describe(used)}"
-        raise DeviceBusy(text, subject=container, hint=holders.advise(used))
+        raise DeviceBusy(text, subject=storage.container, hint=holders.advise(used))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from mapper_core.errors import MapperError
 from mapper_core.mapping import Mapper
 from mapper_core.tree import mounted
-from mapper_driver import inventory, iolimits
+from mapper_driver import inventory, iolimits, unfinished
 from mapper_driver.errors import InstanceNotFound, InstanceNotRunning
 from mapper_driver.iolimits import Limits
 from mapper_driver.lxd import limits, links, placement
@@ -67,6 +67,7 @@ class Node:
         # before the trees: they are what reconcile finds when we are killed here, nobody looks for the records alone
         placement.forget(self.mapper.runtime, container)
         inventory.forget(self.mapper.runtime, container)
+        unfinished.forget(self.mapper.runtime, container)
         self.storage(container).release()
 
     def remove_unfinished_interfaces(self, found: Instance) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-
 from mapper_core.errors import DeadlineExceeded, MapperError, UsageError
-from mapper_core.model import IdMap
-from mapper_driver.actions.attach_disk import show_if_cut_off
+from mapper_driver.actions import leftovers
 from mapper_driver.actions.detach_disk import disk_number
+from mapper_driver.actions.handover import Handover, show_if_cut_off, taken_back_on_failure
 from mapper_driver.actions.node import Node
 from mapper_driver.devices import CONTEXT, CONTEXT_PATH, context_device
 from mapper_driver.lxd import idmap, inside
-from mapper_driver.lxd.model import Status
+from mapper_driver.lxd.model import Instance, Status
 from mapper_driver.opennebula.argv import Reconfigure
 from mapper_driver.opennebula.vm import Context, VirtualMachine
 
@@ -43,29 +41,35 @@ def reconfigure(given: Reconfigure, vm: VirtualMachine, node: Node) -> None:
     context = vm.context
     if context is None or disk_number(given.context_path) != context.disk_id:
         raise UsageError(f"the XML has no context {given.context_path}", subject=container)
-    ids = idmap.current_map(found.all_config, subject=container)
-    storage = node.storage(container)
-    if storage.tree(context.disk_id) is not None and CONTEXT in found.devices:
-        storage.restage_context(context, ids)
+    if _shows_it(context, found, node):
+        node.storage(container).restage_context(context, idmap.current_map(found.all_config, subject=container))
     else:
-        _add(context, ids, container, node)
+        _add(context, found, node)
     if found.status is Status.RUNNING:
         _tell(container, node)
 
 
-def _add(context: Context, ids: IdMap | None, container: str, node: Node) -> None:
-    """The machine had no context when it was deployed."""
-    storage = node.storage(container)
-    storage.release_one(context.disk_id)
-    with contextlib.ExitStack() as undo:
-        staged = storage.stage_context(context, ids)
-        undo.callback(node.try_to, lambda: storage.release_one(context.disk_id))
-        undo.callback(node.try_to, lambda: node.client.set_devices(container, {CONTEXT: None}))
+def _shows_it(context: Context, found: Instance, node: Node) -> bool:
+    """Whether the container has the files of a context, so that they only have to be replaced."""
+    storage = node.storage(found.name)
+    if storage.tree(context.disk_id) is None or CONTEXT not in found.devices:
+        return False
+    pid = node.client.state(found.name).pid
+    return not pid or inside.has_disk(pid, CONTEXT_PATH, storage.directory(context.disk_id))
+
+
+def _add(context: Context, found: Instance, node: Node) -> None:
+    """The machine had no context when it was deployed, or does not see it any more."""
+    container, storage = found.name, node.storage(found.name)
+    pid = node.client.state(container).pid
+    leftovers.take_one_away(found, context.disk_id, node)
+    new = Handover(context.disk_id, CONTEXT_PATH, pid, storage)
+    with taken_back_on_failure(new, node):
+        staged = storage.stage_context(context, idmap.current_map(found.all_config, subject=container))
         node.client.set_devices(container, {CONTEXT: context_device(staged.directory)})
-        if pid := node.client.state(container).pid:
-            show_if_cut_off(container, pid, CONTEXT_PATH, staged.directory, node)
+        if pid:
+            show_if_cut_off(new, staged.directory, node)
             inside.check_disk(pid, CONTEXT_PATH, staged.directory, container)
-        undo.pop_all()
 
 
 def _tell(container: str, node: Node) -> None:

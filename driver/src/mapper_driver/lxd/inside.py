@@ -107,8 +107,13 @@ def take_disk(pid: int, path: str, directory: str) -> None:
     if others:
         text = f"the guest has mounted it on {', '.join(others[:3])} too"
         raise DeviceBusy(text, subject=path, hint=f"in the container: umount {others[0]}")
-    if found:
-        namespaces.unmount_in(pid, path)
+    if not found:
+        return
+    top = [entry for entry in mountinfo.entries(pid) if entry.target == path][-1]
+    if top.device != found[-1].device:
+        text = f"the guest has mounted {top.source} ({top.fstype}) over it"
+        raise DeviceBusy(text, subject=path, hint=f"in the container: umount {path}")
+    namespaces.unmount_in(pid, path)
 
 
 def _open_directory(path: str) -> int:

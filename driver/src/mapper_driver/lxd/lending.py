@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 
-from mapper_core.errors import NotMapped
+from mapper_core.errors import NotMapped, ProcessGone
 from mapper_core.linux import mountinfo, namespaces
 from mapper_driver.errors import TreeNotPlaced
 from mapper_driver.lxd import clones
@@ -22,8 +22,9 @@ def lend(directory: str, daemon_pid: int) -> None:
 
     :param directory: of the tree, in our mount namespace; only ours, it is cleared in the daemon's.
     :raises TreeNotPlaced: nothing is mounted there, or the daemon's side has no place for it.
+    :raises ProcessGone: the daemon has ended.
     """
-    if _is_ours(daemon_pid):
+    if namespaces.mount_namespace_id(daemon_pid) == namespaces.mount_namespace_id():
         return
     wanted, there = mountinfo.at(directory)[-1:], mountinfo.at(directory, pid=daemon_pid)[-1:]
     if not wanted:
@@ -47,25 +48,28 @@ def _open_place(directory: str) -> int:
 def withdraw(directory: str, daemon_pid: int) -> bool:
     """Take a tree back: what was lent, and what a namespace that was made since has copied (L-18).
 
+    :param daemon_pid: of a daemon that may have ended; then its namespace has gone with it, or is a monitor's.
     :returns: whether there was anything.
     :raises DeviceBusy: naming those who use it.
     """
-    if _is_ours(daemon_pid) or not mountinfo.at(directory, pid=daemon_pid):
+    there = _namespace(daemon_pid)
+    if there in (None, namespaces.mount_namespace_id()) or not mountinfo.at(directory, pid=daemon_pid):
         return False
     peel(directory, daemon_pid)
     return True
 
 
 def withdraw_from_monitor(directory: str, monitor_pid: int, daemon_pid: int) -> None:
-    """Take a tree back from the mount namespace that a running container's monitor has kept, when its daemon was replaced by one
-    with another (L-03): no daemon comes there any more, and what is mounted there keeps the disk in use.
+    """Take a tree back from the mount namespace that a running container's monitor has kept, when its daemon has ended or was
+    replaced by one with another (L-03): no daemon comes there any more, and what is mounted there keeps the disk in use.
 
     :param directory: of the tree, which no process of the container uses any more.
     :param monitor_pid: LXC's monitor of the container.
+    :param daemon_pid: of a daemon that may have ended.
     :raises DeviceBusy: naming those who use it.
     """
-    here, daemon, kept = map(namespaces.mount_namespace_id, (os.getpid(), daemon_pid, monitor_pid))
-    if kept not in (here, daemon):
+    here, daemon, kept = map(_namespace, (os.getpid(), daemon_pid, monitor_pid))
+    if kept not in (here, daemon, None):
         _unmount_copies(directory, mountinfo.entries(monitor_pid), monitor_pid)
 
 
@@ -75,9 +79,11 @@ def withdraw_from_home(directory: str, home: str, daemon_pid: int) -> None:
 
     :param directory: of the tree, which no process of the container uses any more.
     :param home: the daemon's directory, as it sees it.
+    :param daemon_pid: of a daemon that may have ended; what it has left is where we see it, or in a monitor's namespace.
     :raises DeviceBusy: naming those who use it.
     """
-    _unmount_copies(directory, mountinfo.below(home, pid=daemon_pid), daemon_pid)
+    pid = os.getpid() if _namespace(daemon_pid) is None else daemon_pid
+    _unmount_copies(directory, mountinfo.below(home, pid=pid), pid)
 
 
 def _unmount_copies(directory: str, entries: tuple[mountinfo.MountEntry, ...], pid: int) -> None:
@@ -89,5 +95,8 @@ def _unmount_copies(directory: str, entries: tuple[mountinfo.MountEntry, ...], p
                 namespaces.unmount_in(pid, entry.target)
 
 
-def _is_ours(daemon_pid: int) -> bool:
-    return namespaces.mount_namespace_id(daemon_pid) == namespaces.mount_namespace_id()
+def _namespace(pid: int) -> int | None:
+    """The mount namespace of a process; ``None`` when that has ended."""
+    with contextlib.suppress(ProcessGone):
+        return namespaces.mount_namespace_id(pid)
+    return None
