@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import stat
 
-from mapper_core.errors import ImageNotFound, UnsafePath
+from mapper_core.errors import ImageNotFound, MapperError, NeedsRoot, UnsafePath
 from mapper_core.frozen import dataclass
 from mapper_core.model import Disk
 
@@ -48,6 +48,7 @@ def identify(disk: Disk) -> Identity:
     """Return the identity of a file or block device.
 
     :raises ImageNotFound: the path does not exist.
+    :raises NeedsRoot: the caller may not reach it.
     :raises UnsafePath: it is neither a regular file nor a block device (S-26).
     """
     try:
@@ -61,8 +62,19 @@ def identify(disk: Disk) -> Identity:
             "the image does not exist", subject=disk.source, hint="check the path; is the datastore mounted?"
         ) from error
     except (OSError, ValueError) as error:
-        raise UnsafePath(f"the image cannot be reached: {error}", subject=disk.source) from error
+        raise refusal(error, "the image cannot be reached", disk.source) from error
     return Identity(id_of(found, real), real)
+
+
+def refusal(error: OSError | ValueError, what: str, path: str) -> MapperError:
+    """Return the error for a path that the kernel does not open.
+
+    :param what: what was tried, such as ``the image cannot be opened``.
+    """
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    if isinstance(error, PermissionError) and os.geteuid() != 0:
+        return NeedsRoot(f"{what}: {reason}", subject=path, hint="run it as root, or as somebody who may read it")
+    return UnsafePath(f"{what}: {reason}", subject=path)
 
 
 def id_of(found: os.stat_result, path: str) -> str:

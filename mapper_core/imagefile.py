@@ -20,6 +20,7 @@ from mapper_core.errors import (
     UnsupportedFormat,
 )
 from mapper_core.frozen import dataclass
+from mapper_core.identity import refusal
 from mapper_core.policy import is_below
 
 #: Metadata that is read for one disk, all its files together, bytes (S-19).
@@ -113,7 +114,8 @@ def open_image(path: str, budget: Budget) -> Iterator[ImageFile]:
 
     :raises ImageNotFound: it does not exist.
     :raises UnsafePath: it is neither a regular file nor a block device (S-26), or lies in /proc or /sys.
-    :raises KernelError: it cannot be opened.
+    :raises UnsafePath, NeedsRoot: the caller may not open it.
+    :raises KernelError: it cannot be opened for another reason.
     """
     try:
         real = os.path.realpath(path, strict=True)
@@ -123,10 +125,12 @@ def open_image(path: str, budget: Budget) -> Iterator[ImageFile]:
             "the image does not exist", subject=path, hint="check the path; is the datastore mounted?"
         ) from None
     except (OSError, ValueError) as error:  # ELOOP, ENAMETOOLONG, NUL
-        raise UnsafePath(f"the path cannot be followed: {error}", subject=ascii(path)) from error
+        raise refusal(error, "the path cannot be followed", ascii(path)) from error
     _refuse_special(real, before)
     try:
         fd = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY)
+    except PermissionError as error:
+        raise refusal(error, "cannot be opened for reading", real) from error
     except OSError as error:
         raise KernelError(
             f"cannot be opened for reading: {error.strerror}", errno=error.errno or 0, subject=real

@@ -6,7 +6,8 @@ import contextlib
 import os
 
 from mapper_core import formats
-from mapper_core.errors import BackingFileMissing, CorruptImage, ForbiddenReference, ReadOnlyImage, Refused, UnsafePath
+from mapper_core.errors import BackingFileMissing, CorruptImage, ForbiddenReference, MapperError, ReadOnlyImage, Refused
+from mapper_core.identity import refusal
 from mapper_core.model import Access, Disk, ImageInfo, MapOptions
 from mapper_core.partitions.reader import fetch_ends
 
@@ -14,7 +15,7 @@ from mapper_core.partitions.reader import fetch_ends
 def read_header(path: str) -> bytes:
     """Return the first bytes of an image.
 
-    :raises UnsafePath: it cannot be opened.
+    :raises UnsafePath, NeedsRoot: it cannot be opened.
     """
     fd = _open(path)
     try:
@@ -27,7 +28,7 @@ def _open(path: str) -> int:
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
     except OSError as error:
-        raise UnsafePath(f"the image cannot be opened: {error.strerror}", subject=path) from error
+        raise refusal(error, "the image cannot be opened", path) from error
 
 
 def fetch_ahead(disk_format: str, path: str) -> None:
@@ -37,7 +38,7 @@ def fetch_ahead(disk_format: str, path: str) -> None:
     """
     if disk_format != formats.RAW:
         return  # only there the ends of the file are those of the disk
-    with contextlib.suppress(UnsafePath, OSError):  # whoever reads it says why that cannot be done
+    with contextlib.suppress(MapperError, OSError):  # whoever reads it says why that cannot be done
         fd = _open(path)
         try:
             fetch_ends(fd, os.fstat(fd).st_size)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 
-from mapper_core.errors import StateCorrupt, UsageError
+from mapper_core.errors import NeedsRoot, StateCorrupt, UsageError
 from mapper_core.frozen import dataclass
 from mapper_core.linux.files import read_bytes
 
@@ -65,6 +65,7 @@ class Runtime:
         """Create the directories, mode 0700.
 
         :raises UsageError: the path is relative or too long for the sockets in it.
+        :raises NeedsRoot: it is root's, and the caller is not root.
         :raises StateCorrupt: something that is not a directory of root's stands there (S-24).
         """
         if not self.root.startswith("/") or len(os.fsencode(self.root)) > MAX_LENGTH:
@@ -77,6 +78,10 @@ class Runtime:
             if _make(directory):
                 continue
             found = os.lstat(directory)
+            if found.st_uid == 0 != os.geteuid():
+                raise NeedsRoot(
+                    "this needs root: what is mapped is written down here", subject=directory, hint="run it with sudo"
+                )
             if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
                 raise StateCorrupt(
                     "is not a directory that only its owner can enter",

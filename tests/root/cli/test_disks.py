@@ -273,6 +273,13 @@ def test_what_needs_no_root(cli: Cli) -> None:
         for line in (f"map {parted} -f raw", "ls", f"mount {parted} {directory} -f raw", "reconcile"):
             done = cli(*line.split(), "--json", **plain)
             assert (done.status, done.error["type"]) == (77, "NeedsRoot"), line
+        for image, kind in ((parted, "raw"), (directory / "a.qcow2", "qcow2")):
+            image.chmod(0o600)
+            done = cli("inspect", image, "-f", kind, "--json", **plain)
+            assert (done.status, done.error["type"], done.error["subject"]) == (77, "NeedsRoot", str(image))
+        (directory / "run").mkdir(0o700)  # where root has mapped something before
+        done = cli("ls", "--json", **plain, env={**os.environ, "MAPPER_RUNTIME_DIR": f"{directory}/run"})
+        assert (done.status, done.error["type"]) == (77, "NeedsRoot")
         done = cli("doctor", **plain)
         assert "not root" in done.out
 
