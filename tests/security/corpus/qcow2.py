@@ -77,7 +77,7 @@ def costly_qcow2() -> Iterator[tuple[str, bytes, int]]:
     yield "many features", qcow2(extensions=[(FEATURE_NAMES, table * 256)] * 40, incompatible=(1 << 64) - 1 - 2), big
     yield "huge extension", qcow2(cluster_bits=21, extensions=[(0x1234, bytes(1 << 20))]), big
     # an L1 table of which each entry is a table with clusters behind the end
-    dense = bytearray(qcow2(size=1 << 40))
+    dense = bytearray(qcow2(size=1 << 39))
     entries = len(dense[3 * CLUSTER :]) // 8
     struct.pack_into(f">{entries}Q", dense, 3 * CLUSTER, *((1 << 63) | (4 + n) * CLUSTER for n in range(entries)))
     struct.pack_into(">32768H", dense, 2 * CLUSTER, *([1] * 32768))
