@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator
 
 from mapper_core import process, users
 from mapper_core.copying import mapped, new_disk
-from mapper_core.errors import AlreadyExists, CommandFailed, MapperError, NoRootFound, UsageError
+from mapper_core.errors import AlreadyExists, CommandFailed, MapperError, NoRootFound, NotFound, UsageError
 from mapper_core.frozen import dataclass
 from mapper_core.linux import beneath, confine
+from mapper_core.linux.syscalls import kernel_error
 from mapper_core.mapping import Mapper
 from mapper_core.model import Disk, MapOptions
 from mapper_core.tree.mounted import TreeRequest, mount_tree, unmount_tree
@@ -59,8 +60,12 @@ _CAPABILITIES = (
     confine.CAP_SYS_ADMIN,
 )
 
-#: Last lines of tar's, behind the one with the reason.
-_SAYS_NOTHING = ("Error is not recoverable: exiting now", "Exiting with failure status due to previous errors")
+#: Last lines of tar and mmdebstrap, behind the one with the reason.
+_SAYS_NOTHING = (
+    "Error is not recoverable: exiting now",
+    "Exiting with failure status due to previous errors",
+    "mmdebstrap failed to run",
+)
 
 #: Directories of the image whose content belongs to the host that the archive is from.
 _EMPTY = ("proc", "sys", "dev", "run")
@@ -94,6 +99,7 @@ def build(mapper: Mapper, disk: Disk, recipe: Recipe, say: Callable[[str], None]
 
     :param disk: does not exist. When something fails it is removed again, if it is a file.
     :param say: is told what comes next.
+    :raises NotFound: there is no such archive.
     :raises NoRootFound: what was unpacked is no system that can start.
     :raises CommandFailed: a program cannot do its part; the error has its words.
     """
@@ -101,6 +107,7 @@ def build(mapper: Mapper, disk: Disk, recipe: Recipe, say: Callable[[str], None]
         raise UsageError(f"cannot make {recipe.filesystem}", subject="--filesystem", hint=f"one of: {', '.join(MKFS)}")
     with contextlib.ExitStack() as undo:
         archive = recipe.archive or undo.enter_context(_packages(recipe, say))
+        fd = undo.enter_context(_opened(archive))
         say(f"making {disk.source}")
         undo.enter_context(new_disk(mapper, disk, recipe.size))
         with mapped(mapper, disk, MapOptions()) as found:
@@ -114,7 +121,7 @@ def build(mapper: Mapper, disk: Disk, recipe: Recipe, say: Callable[[str], None]
         mount_tree(mapper, TreeRequest(disk, MapOptions(), directory, owner=owner))
         try:
             say(f"unpacking {'standard input' if archive == STDIN else archive}")
-            _unpack(archive, directory)
+            _unpack(fd, archive, directory)
             _check(directory, disk)
             say("adding what applies OpenNebula's context")
             _contextualize(directory)
@@ -131,16 +138,43 @@ def _packages(recipe: Recipe, say: Callable[[str], None]) -> Iterator[str]:
         include = ",".join(("systemd-sysv", "iproute2", *recipe.packages))
         mirror = (recipe.mirror,) if recipe.mirror else ()
         argv = ("mmdebstrap", "--quiet", "--variant=minbase", f"--include={include}", recipe.suite, archive, *mirror)
-        process.run(argv, timeout=_PACKAGES_SECONDS, subject=recipe.suite, capabilities=_EVERYTHING)
+        try:
+            process.run(argv, timeout=_PACKAGES_SECONDS, subject=recipe.suite, capabilities=_EVERYTHING)
+        except CommandFailed as error:
+            hint = "is that the name of a release, and can its mirror be reached?"
+            raise _with_its_reason(error, recipe.suite, hint) from error
         yield archive
 
 
-def _unpack(archive: str, directory: str) -> None:
-    fd = os.dup(0) if archive == STDIN else os.open(archive, os.O_RDONLY | os.O_CLOEXEC)
+@contextlib.contextmanager
+def _opened(archive: str) -> Iterator[int]:
+    """Open an archive, before anything is made of it."""
     try:
-        # what is no file cannot be opened again, as tar does to unpack what is compressed
-        is_stream = not stat.S_ISREG(os.fstat(fd).st_mode)
-        os.set_inheritable(fd, not is_stream)
+        fd = os.dup(0) if archive == STDIN else os.open(archive, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise NotFound("there is no such archive", subject=archive) from error
+    except OSError as error:
+        raise kernel_error(error, "the archive cannot be opened", subject=archive) from error
+    try:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            hint = f"make an archive of it: tar -C {archive} -c . | mapper-cli image build ... --from-tar -"
+            raise UsageError("is a directory, and no archive", subject=archive, hint=hint)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _with_its_reason(error: CommandFailed, subject: str, hint: str = "") -> CommandFailed:
+    """The error of a program that says why first, and then that it has failed."""
+    said = [line for line in error.stderr.splitlines() if not line.endswith(_SAYS_NOTHING)]
+    return CommandFailed(error.argv, error.status, "\n".join(said[:1]), subject=subject, hint=hint)
+
+
+def _unpack(fd: int, archive: str, directory: str) -> None:
+    # what is no file cannot be opened again, as tar does to unpack what is compressed
+    is_stream = not stat.S_ISREG(os.fstat(fd).st_mode)
+    os.set_inheritable(fd, not is_stream)
+    try:
         argv = (
             *(
                 "tar",
@@ -167,10 +201,7 @@ def _unpack(archive: str, directory: str) -> None:
                 subject=archive,
                 hint="unpack it on its way: gunzip, unxz",
             ) from error
-        said = [line for line in error.stderr.splitlines() if not line.endswith(_SAYS_NOTHING)]
-        raise CommandFailed(error.argv, error.status, "\n".join(said[:1]), subject=archive) from error
-    finally:
-        os.close(fd)
+        raise _with_its_reason(error, archive) from error
 
 
 def _check(directory: str, disk: Disk) -> None:

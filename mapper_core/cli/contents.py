@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mapper_core import users
 from mapper_core.cli.sources import disk_from, existing_target
-from mapper_core.errors import BadPartitionTable
+from mapper_core.errors import BadPartitionTable, MappedDifferently
 from mapper_core.mapping import UNDO_SECONDS, Mapper
 from mapper_core.model import Access, Disk, Filesystem, MapOptions, PartitionTable
 from mapper_core.partitions import nodes
@@ -50,6 +50,8 @@ def contents_of(arguments: Arguments, output: Output) -> Contents:
     real, is_device = os.path.realpath(target), arguments.format in (None, "raw") and _is_block_device(target)
     mapped = mapper.find(target) if _may_read_journal(mapper) else None
     if mapped is not None and (not is_device or real in (mapped.device, mapped.disk.source)):
+        if arguments.format not in (None, mapped.disk.format) and real != mapped.device:
+            raise MappedDifferently(f"is mapped as {mapped.disk.format}, not as {arguments.format}", subject=target)
         return _read_mapped(mapped)
     if is_device:  # also a partition of a disk that is mapped
         return _read(mapper, real)

@@ -237,6 +237,7 @@ def test_partitions_of_an_image(cli: Cli, parted: Path, qcow2: Path, kind: str, 
     if mapped:
         assert [item["device"] for item in table["partitions"]] == [f"{device}p{n}" for n in (1, 2, 3)]
         assert cli.ok("partitions", device).splitlines()[1:] == rows
+        cli.fails(5, "MappedDifferently", "partitions", image, "-f", "vmdk")
         assert "one" in cli.ok("partitions", f"{device}p2")
     assert len(cli("ls", "--json").json["disks"]) == mapped
     cli.ok("unmap", image)
