@@ -93,7 +93,7 @@ class Life:
                 "attach_disk",
                 lambda **e: self.plug.attach(3, self.added, **e),
                 self.has_disk,
-                lambda: not self.has_disk(),
+                self.lacks_disk,
             ),
             Step("detach_disk", lambda **e: self.plug.detach(3, self.added, **e), self.lacks_disk, self.keeps_disk),
             Step("resize_disk", self.resize, lambda: self.has_size(GROWN), lambda: self.has_size(SIZE)),

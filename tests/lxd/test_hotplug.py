@@ -326,15 +326,21 @@ def test_a_container_that_is_gone(plug: Plug) -> None:
 
 
 @lxd_is_enough
-def test_killed_at_any_moment(plug: Plug, tmp_path: Path) -> None:
-    """kill -9 of attach and detach: the same call again finishes it, and reconcile takes nothing away that is in use."""
+def test_killed_at_any_moment(plug: Plug, lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """kill -9 of attach and detach: the same call again finishes it. Reconcile takes away what was not attached to the end, and
+    nothing that is in use.
+    """
+    monkeypatch.setenv("LXD_SOCKET", lab.socket)  # for reconcile
     machine, disk = plug.machine, plug.make(2)
     killer = tmp_path / "killer"
     driver = Path(sys.executable).parent / "mapper-driver"
     for moment in (0.25, 0.35, 0.42, 0.5):
         killer.write_text(f'#!/bin/sh\nexec timeout -s KILL {moment} {driver} "$@"\n')
         killer.chmod(0o755)
-        plug.attach(2, disk, MAPPER_DRIVER=str(killer))
+        done = plug.attach(2, disk, MAPPER_DRIVER=str(killer))
+        if done.returncode != 0 and moment > 0.4:
+            assert reconcile(Mapper.open()).problems == ()
+            assert "/media/2" not in machine.seen() and Mapper.open().find(str(plug.path(2))) is None
         ok(plug.attach(2, disk))
         assert machine.inside("cat", "/media/2/number") == "2"
         plug.detach(2, MAPPER_DRIVER=str(killer))
