@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from typing import TYPE_CHECKING
 
 from mapper_core import users
@@ -27,10 +29,23 @@ def map_image(arguments: Arguments, output: Output) -> int:
     mapped = mapper.map(disk, options_from(arguments), user=users.CLI)
     for warning in mapped.table.warnings:
         output.remark(f"warning: {mapped.disk.source}: {warning}")
+    if rest := _behind_the_last_sector(mapped):
+        output.remark(
+            f"warning: {mapped.disk.source}: its last {rest} bytes are no full sector, and not part of the disk"
+        )
     if output.style is Style.JSON:
         output.json(mapped)
     else:
         output.line(mapped.device)
+    return 0
+
+
+def _behind_the_last_sector(mapped: MappedDisk) -> int:
+    """How much of a raw file a device cannot show, bytes: a sign of a copy that was cut off."""
+    if mapped.disk.format != "raw":
+        return 0
+    with contextlib.suppress(OSError):  # it has lost its name since
+        return os.stat(mapped.disk.source).st_size % 512
     return 0
 
 

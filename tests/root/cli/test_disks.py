@@ -46,6 +46,15 @@ def test_map_prints_the_device_and_nothing_else(cli: Cli, raw: Path) -> None:
     assert bound_to(raw) == []
 
 
+def test_a_file_that_ends_within_a_sector(cli: Cli, tmp_path: Path) -> None:
+    """As losetup says: the end is ignored. Most often the file was cut off."""
+    image = tmp_path / "cut.raw"
+    image.write_bytes(bytes(4096 + 100))
+    done = cli("map", image, "-f", "raw")
+    assert done.status == 0 and "its last 100 bytes are no full sector" in done.err
+    cli.ok("unmap", image)
+
+
 def test_mapping_twice_is_the_same_device_also_by_another_name(
     cli: Cli, raw: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
