@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -145,5 +146,8 @@ def _trees(mapper: Mapper) -> Iterator[Check]:
             yield Check(name, Status.WARNING, "is being mounted, or was left half done", _RECONCILE)
         elif not mountinfo.at(tree.directory):
             yield Check(
-                name, Status.WARNING, "is not mounted in this mount namespace", f"mapper-cli umount {tree.directory}"
+                name,
+                Status.WARNING,
+                "is not mounted in this mount namespace",
+                f"mapper-cli umount {shlex.quote(tree.directory)}",
             )

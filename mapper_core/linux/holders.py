@@ -108,14 +108,16 @@ def describe(found: tuple[Holder, ...]) -> str:
 
 
 def advise(found: tuple[Holder, ...]) -> str:
-    """What a person can do to get the device free."""
+    """What a person can do to get the device free: commands, for a shell. Guests choose where they mount something."""
+    import shlex
+
     advice = []
     own = _namespace("self")
     for holder in found:
         if holder.kind is HolderKind.MOUNT and holder.namespace not in (0, own):
-            advice.append(f"nsenter -t {holder.pid} -m umount {holder.target}")
+            advice.append(f"nsenter -t {holder.pid} -m umount {shlex.quote(holder.target)}")
         elif holder.kind is HolderKind.MOUNT:
-            advice.append(f"umount {holder.target}")
+            advice.append(f"umount {shlex.quote(holder.target)}")
         elif holder.kind is HolderKind.PROCESS:
             advice.append(f"end process {holder.pid}")
         elif holder.kind is HolderKind.SWAP:

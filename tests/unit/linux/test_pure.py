@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shlex
 
 import pytest
 from hypothesis import given
@@ -101,6 +102,13 @@ def test_holders_are_named() -> None:
     for part in ("loop0p1 is mounted on /mnt", "4026531000", "77 (init)", "process 55 (qemu)", "dm-3", "swap", "ext4"):
         assert part in text
     assert holders.advise(found) == ("nsenter -t 77 -m umount /mnt; end process 55; release dm-3; swapoff /dev/loop0p5")
+
+
+@pytest.mark.parametrize("namespace", [0, 1])
+def test_what_is_advised_can_be_typed_whatever_the_guest_has_mounted_where(namespace: int) -> None:
+    """S-12: names of directories are a stranger's, and what stands behind "hint:" is copied into a root shell."""
+    holder = Holder(HolderKind.MOUNT, "loop0p1", 77, "sh", "/x; touch /canary #", namespace)
+    assert shlex.split(holders.advise((holder,)))[-2:] == ["umount", "/x; touch /canary #"]
 
 
 def test_equal_holders_are_named_once() -> None:
