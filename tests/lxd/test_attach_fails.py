@@ -1,5 +1,5 @@
-"""attach_disk that fails: because the daemon dies in the middle of it, or because of the guest. Nothing of the disk is left, or the
-error says what, why, and what to do.
+"""The daemon dies while a disk or a context is attached. Nothing of that is left when the action returns, or the error says what,
+why, and what to do.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mapper_core.tree import mounted
 
 from .dying import Door, Moment
 from .host import Host
-from .machine import ok
+from .machine import CONTEXT, ok
 from .plug import Done, Plug
 
 pytestmark = [pytest.mark.lxd, pytest.mark.timeout(240)]
@@ -102,6 +102,7 @@ def _door(host: Host, kill: Callable[[], None], moment: Moment) -> Iterator[str]
 def test_the_daemon_dies(host: Host, attempt: Attempt) -> None:
     """U-03: one machine for all, which saves its deployments."""
     _and_nobody_answers(host, attempt)
+    _while_a_context_is_added(host, attempt)
     _and_another_runs_at_once(host, attempt)
     if host.lab.product == "lxd":
         _and_the_guest_uses_the_disk(host, attempt)
@@ -109,7 +110,10 @@ def test_the_daemon_dies(host: Host, attempt: Attempt) -> None:
 
 def _and_nobody_answers(host: Host, attempt: Attempt) -> None:
     """When the action returns nothing is left all the same. What the daemon finds again is for the next action, or reconcile."""
-    for moment in (Moment(when=attempt.is_seen), Moment(), WRITTEN_DOWN):  # from the second on Incus is cut off
+    for moment in (
+        Moment(when=attempt.is_seen),
+        WRITTEN_DOWN,
+    ):  # the second daemon of Incus is cut off from the container
         with _door(host, host.kill_daemon, moment) as socket:
             said = attempt.fails(LXD_SOCKET=socket)
         assert "the daemon is gone" in said and "the disk is free" in said and COMMAND in said
@@ -126,6 +130,21 @@ def _and_nobody_answers(host: Host, attempt: Attempt) -> None:
         assert reconcile(Mapper.open()).actions == ()
 
 
+def _while_a_context_is_added(host: Host, attempt: Attempt) -> None:
+    """The same by ``reconfigure``; the next call, which is the next action, adds it."""
+    machine, iso = attempt.plug.machine, attempt.plug.path(9)
+    host.images.build_context(str(iso), {"VALUE": "new"})
+    with _door(host, host.kill_daemon, Moment()) as socket:
+        done = attempt.plug.call("reconfigure", "hda", str(iso), added=CONTEXT, LXD_SOCKET=socket, **host.state)
+    assert done.returncode == 11 and "the disk is free" in done.stderr and COMMAND in done.stderr
+    assert mountinfo.under(f"{Mapper.open().runtime.mounts}/{machine.name}.9") == ()
+    assert not any(entry.target == "/context" for entry in mountinfo.entries(attempt.pid))
+    host.start_daemon()
+    ok(attempt.plug.call("reconfigure", "hda", str(iso), added=CONTEXT, **host.state))
+    assert "VALUE='new'" in machine.on(host.one, host.client).inside("cat", "/context/context.sh")
+    assert attempt.devices(host.client) == {"context"}
+
+
 def _and_another_runs_at_once(host: Host, attempt: Attempt) -> None:
     """As systemd starts one: all is taken back, what the first had written down as well; and the next call works."""
 
@@ -136,11 +155,11 @@ def _and_another_runs_at_once(host: Host, attempt: Attempt) -> None:
     with _door(host, replace, WRITTEN_DOWN) as socket:
         said = attempt.fails(LXD_SOCKET=socket)
     assert "the daemon is gone" in said and COMMAND not in said
-    assert attempt.is_free() and attempt.devices(host.client) == set()
+    assert attempt.is_free() and attempt.devices(host.client) == {"context"}
     ok(attempt.attach())
     assert attempt.plug.machine.on(host.one, host.client).inside("cat", f"{PLACE}/number") == "2"
     ok(attempt.plug.detach(2, **host.state))
-    assert attempt.is_free() and attempt.devices(host.client) == set()
+    assert attempt.is_free() and attempt.devices(host.client) == {"context"}
 
 
 def _and_the_guest_uses_the_disk(host: Host, attempt: Attempt) -> None:
@@ -154,8 +173,8 @@ def _and_the_guest_uses_the_disk(host: Host, attempt: Attempt) -> None:
     assert "disk 2 is still held" in said and "(sleep)" in said and said.index("(sleep)") < said.index(COMMAND)
     assert attempt.is_seen() and not attempt.is_free()
     host.start_daemon()
-    assert attempt.devices(host.client) == {"disk2"}
+    assert attempt.devices(host.client) == {"disk2", "context"}
     assert "(sleep)" in reconcile(Mapper.open(), settle_seconds=0).problems[0].outcome
     machine.on(host.one, host.client).inside("sh", "-c", "kill $(cat /tmp/pid)")
     assert reconcile(Mapper.open()).problems == ()
-    assert attempt.is_free() and attempt.devices(host.client) == set()
+    assert attempt.is_free() and attempt.devices(host.client) == {"context"}

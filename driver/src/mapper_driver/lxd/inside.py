@@ -101,7 +101,8 @@ def take_disk(pid: int, path: str, directory: str) -> None:
     :raises DeviceBusy: naming who uses it inside; nothing is changed.
     """
     staged = mountinfo.at(directory)[-1:]
-    found = [entry for entry in mountinfo.entries(pid) if any(entry.device == top.device for top in staged)]
+    mounted = mountinfo.entries(pid)
+    found = [entry for entry in mounted if any(entry.device == top.device for top in staged)]
     path = path or next((entry.target for entry in found), "")
     others = [entry.target for entry in found if entry.target != path]
     if others:
@@ -109,8 +110,8 @@ def take_disk(pid: int, path: str, directory: str) -> None:
         raise DeviceBusy(text, subject=path, hint=f"in the container: umount {others[0]}")
     if not found:
         return
-    top = [entry for entry in mountinfo.entries(pid) if entry.target == path][-1]
-    if top.device != found[-1].device:
+    top = [entry for entry in mounted if entry.target == path][-1]
+    if top not in found:
         text = f"the guest has mounted {top.source} ({top.fstype}) over it"
         raise DeviceBusy(text, subject=path, hint=f"in the container: umount {path}")
     namespaces.unmount_in(pid, path)
