@@ -27,6 +27,9 @@ INFO = struct.Struct("=QQQQQIIII64s64s32s16x")
 INFO_FLAGS = 8  # position of the flags among the fields
 _INFO_NAME = 9
 
+#: Name of the file that a storage daemon exports, in the directory of the mapping.
+_EXPORT = "disk"
+
 
 @dataclass(frozen=True, slots=True)
 class LoopDevice:
@@ -195,12 +198,14 @@ def read_status(fd: int, path: str) -> LoopStatus | None:
 
 
 def _info_or_dead(fd: int, path: str) -> bytes | LoopStatus | None:
-    """As :func:`read_info`; of a device that cannot be asked, what is known otherwise."""
+    """As :func:`read_info`; of a device whose answer would come from a server, what is known otherwise."""
+    if _is_on_export(path):
+        return _status_of_served(path)
     try:
         return read_info(fd)
     except OSError as error:
         if error.errno == errno.ENOTCONN:
-            return _status_of_dead(path)
+            return _status_of_served(path)
         raise kernel_error(error, "cannot read the state of the loop device", subject=path) from error
 
 
@@ -208,11 +213,25 @@ def _tag(name: bytes) -> str:
     return name.split(b"\0", 1)[0].decode(errors="replace")
 
 
-def _status_of_dead(path: str) -> LoopStatus | None:
-    """What sysfs says of a device on a file of FUSE whose server is dead.
+def _is_on_export(path: str) -> bool:
+    """Whether a device is on a file that is a mount of its own, as the exports of storage daemons are."""
+    try:
+        file = block.read_attribute(f"/sys/block/{os.path.basename(path)}/loop/backing_file")
+        if os.path.basename(file) != _EXPORT:
+            return False
+        from mapper_core.linux import mountinfo
 
-    LOOP_GET_STATUS64 asks the server for the file's attributes first (loop_get_status(), Linux 6.18), and fails. So the
-    tag cannot be read; for a device of ours it follows from the file, which is ``KEY/disk`` for the tag ``mapper:KEY``.
+        return mountinfo.device_on(file) is not None
+    except OSError:  # nothing is attached, or its file has no name here
+        return False
+
+
+def _status_of_served(path: str) -> LoopStatus | None:
+    """What sysfs says of a device on a file of FUSE.
+
+    LOOP_GET_STATUS64 asks the server for the file's attributes first (loop_get_status(), Linux 6.18): it fails when that is
+    dead, and waits for ever when that hangs. So the tag is not read; for a device of ours it follows from the file, which is
+    ``KEY/disk`` for the tag ``mapper:KEY``.
     """
     directory = f"/sys/block/{os.path.basename(path)}"
     try:
@@ -225,7 +244,7 @@ def _status_of_dead(path: str) -> LoopStatus | None:
     mapping, name = os.path.split(file)
     return LoopStatus(
         device=LoopDevice(path, int(os.path.basename(path).removeprefix("loop"))),
-        tag=f"mapper:{os.path.basename(mapping)}" if name == "disk" else "",
+        tag=f"mapper:{os.path.basename(mapping)}" if name == _EXPORT else "",
         backing_device=0,
         backing_inode=0,
         offset=0,

@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from mapper_core.linux.flush import flush_within
 from mapper_core.mapping import Mapper
 from mapper_core.model import Disk, MapOptions
 from mapper_core.testing.disks import run
+from mapper_core.transports import loop as loop_transport
 
 pytestmark = pytest.mark.root
 
@@ -87,6 +89,37 @@ def test_what_does_not_answer_is_given_up_in_time(qcow2: Disk, runtime_dir: Path
         os.kill(pid, signal.SIGCONT)
         assert flush_within(mapped.device, 30)
     mapper.unmap(qcow2.source, user=USER)
+
+
+def test_a_server_that_hangs_keeps_nobody_waiting(
+    qcow2: Disk, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """M-23: what is mapped can be listed, and to unmap it ends in time. The kernel would ask the server for each of that."""
+    mapper = Mapper.open()
+    mapped = mapper.map(qcow2, MapOptions(transport="storage_daemon"), user=USER)
+    pid = kill_server(runtime_dir, mapped.id, signal.SIGSTOP)
+    safety = threading.Timer(15, os.kill, (pid, signal.SIGCONT))
+    safety.start()
+    device = os.open(mapped.device, os.O_RDWR)
+    try:
+        time.sleep(1.1)  # as long as the kernel remembers what it was told
+        began = time.monotonic()
+        assert mapper.mapped() == (mapped,)
+        assert mapper.find(mapped.device) == mapped
+        status = loop.status(mapped.device)
+        assert status is not None and status.tag == f"mapper:{mapped.id}"
+        assert status in loop.list_devices()
+        os.write(device, bytes(4096))  # into the page cache only
+        monkeypatch.setattr(loop_transport, "FLUSH_SECONDS", 0.5)
+        with pytest.raises(DeadlineExceeded, match="has not answered"):
+            mapper.unmap(qcow2.source, user=USER)
+        assert time.monotonic() - began < 5
+    finally:
+        safety.cancel()
+        os.kill(pid, signal.SIGCONT)
+        os.close(device)
+    mapper.unmap(qcow2.source, user=USER)
+    assert mapper.mapped() == ()
 
 
 def test_a_device_that_is_gone_is_no_failure() -> None:
