@@ -8,21 +8,23 @@ filesystems go on, and delete what was not finished.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 
 from mapper_core.capabilities import check_snapshot_name, settled_or_checked
-from mapper_core.errors import AlreadyExists, MapperError, PluginFault
+from mapper_core.errors import AlreadyExists, KernelError, MapperError, PluginFault
 from mapper_core.journal import Record
-from mapper_core.linux import block, filesystems, freeze
+from mapper_core.linux import filesystems, freeze
 from mapper_core.linux.filesystems import OpenFilesystem
-from mapper_core.linux.syscalls import kernel_error
+from mapper_core.linux.flush import flush_within
 from mapper_core.mapping import Mapper
 from mapper_core.model import Disk
 
 #: How long filesystems may stand still.
 FREEZE_SECONDS = 40
+
+#: How long it may take to store what is written already, before they do. Storage that is gone would never answer.
+FLUSH_SECONDS = 300
 
 
 def create(mapper: Mapper, disks: Sequence[Disk], name: str) -> None:
@@ -30,7 +32,7 @@ def create(mapper: Mapper, disks: Sequence[Disk], name: str) -> None:
 
     :raises AlreadyExists: one has a snapshot of that name.
     :raises NotSupported: the plugin or the transport of one cannot do that, in this state.
-    :raises DeadlineExceeded: it took too long for the filesystems to stand still.
+    :raises DeadlineExceeded: it took too long for the filesystems to stand still, or their storage does not answer.
     :raises MapperError: for all else. No disk has the snapshot then.
     """
     check_snapshot_name(name)
@@ -104,13 +106,8 @@ def _flush(record: Record) -> None:
     assert record.attachment is not None
     partitions = record.table.partitions if record.table else ()
     for device in {record.attachment.device, *(partition.device for partition in partitions)}:
-        fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            block.flush(fd)
-        except OSError as error:
-            raise kernel_error(error, "what was written to it cannot be stored", subject=device) from error
-        finally:
-            os.close(fd)
+        if not flush_within(device, FLUSH_SECONDS):
+            raise KernelError("what was written to it cannot be stored", subject=device, hint="see the kernel log")
 
 
 def _delete_if_there(mapper: Mapper, record: Record, name: str, kept: set[str]) -> None:

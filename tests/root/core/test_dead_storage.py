@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from mapper_core import capabilities, snapshots
 from mapper_core.errors import DeadlineExceeded
 from mapper_core.linux import loop, loop_status
 from mapper_core.linux.flush import flush_within
@@ -110,6 +111,9 @@ def test_a_server_that_hangs_keeps_nobody_waiting(
         assert status is not None and status.tag == f"mapper:{mapped.id}"
         assert status in loop.list_devices()
         os.write(device, bytes(4096))  # into the page cache only
+        monkeypatch.setattr(snapshots, "FLUSH_SECONDS", 0.5)
+        with pytest.raises(DeadlineExceeded, match="has not answered"):
+            snapshots.create(mapper, (qcow2,), "before")
         monkeypatch.setattr(loop_transport, "FLUSH_SECONDS", 0.5)
         with pytest.raises(DeadlineExceeded, match="has not answered"):
             mapper.unmap(qcow2.source, user=USER)
@@ -118,6 +122,8 @@ def test_a_server_that_hangs_keeps_nobody_waiting(
         safety.cancel()
         os.kill(pid, signal.SIGCONT)
         os.close(device)
+    snapshots.create(mapper, (qcow2,), "after")
+    assert [item.name for item in capabilities.snapshots(mapper, qcow2)] == ["after"]
     mapper.unmap(qcow2.source, user=USER)
     assert mapper.mapped() == ()
 
