@@ -237,8 +237,9 @@ def test_verbose_may_be_one_of_several_letters(
 
 
 def test_a_table_that_makes_no_sense_is_said_with_the_name_of_the_file(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("MAPPER_RUNTIME_DIR", str(tmp_path))
     image = gpt_image(4 << 20, (Gpt(1, 2048, 4095),))
     image[512 + 20] ^= 1
     image[-512 + 20] ^= 1
