@@ -173,8 +173,9 @@ def test_c08_a_cluster_that_is_gone_at_unmap(mapper: Mapper, own_cluster: Cluste
     own_cluster.lab("stop", "osd")
     own_cluster.lab("stop", "mon")
     try:
-        with bounded(), pytest.raises(DeadlineExceeded, match="monitors of the cluster did not answer"):
+        with bounded(), pytest.raises(DeadlineExceeded, match="monitors of the cluster did not answer") as error:
             mapper.unmap(wanted.source, user=USER)
+        assert "reconcile" in error.value.hint
         with bounded():
             problems = reconcile(mapper, settle_seconds=0).problems
         assert [problem.subject for problem in problems] == [wanted.source]

@@ -159,7 +159,7 @@ def test_without_the_module_nothing_is_mapped(tmp_path: Path) -> None:
 
 
 def transport(bus: Path, image_features: int = DEFAULT) -> KrbdTransport:
-    return KrbdTransport(VolumeName("one", "x"), HEAD, image_features, "admin", "/c", str(bus))
+    return KrbdTransport(VolumeName("one", "x"), HEAD, image_features, "admin", "/c", 30, str(bus))
 
 
 def test_krbd_without_the_module(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_c01_krbd_leaves_an_image_with_unknown_features_to_others(
 
 @pytest.mark.parametrize("name", ["krbd", "rbd-nbd"])
 def test_both_carry_images_of_rbd_only(tmp_path: Path, name: str) -> None:
-    own = transport(tmp_path) if name == "krbd" else rbd_nbd.RbdNbdTransport(VolumeName("one", "x"), "admin", "/c")
+    own = transport(tmp_path) if name == "krbd" else rbd_nbd.RbdNbdTransport(VolumeName("one", "x"), "admin", "/c", 30)
     assert own.name == name
     assert own.accepts(BlockNode("raw", "one/x", protocol=Protocol("rbd", ())))
     assert not own.accepts(BlockNode("raw", "/x"))

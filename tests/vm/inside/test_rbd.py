@@ -1,16 +1,29 @@
 """RBD by the kernel's own client and by rbd-nbd, with a Ceph cluster inside the machine."""
 
+import os
+import signal
+import subprocess
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
+from mapper_rbd import cluster as settings_of
+from mapper_rbd import krbd, rbd_nbd, waiting
 
+from mapper_core.errors import DeadlineExceeded
+from mapper_core.linux import process_info
 from mapper_core.mapping import Mapper
 from mapper_core.model import Disk, MapOptions
+from mapper_core.reconcile import reconcile
 from mapper_core.testing import disks
 from mapper_core.tree.mounted import TreeRequest, mount_tree, unmount_tree
-from tests.ceph.cluster import LAB, Cluster, Images, run
-from tests.ceph.rbddisk import disk, holders, read, system_disk
+from tests.ceph.cluster import LAB, MIB, Cluster, Images, run
+from tests.ceph.rbddisk import disk, holders, read, system_disk, write
 
 from .kernel import connected, partitions_of
 
@@ -18,6 +31,8 @@ pytestmark = [pytest.mark.vm, pytest.mark.timeout(240)]
 
 TRANSPORTS = ("krbd", "rbd-nbd")
 DIRECTORY = "/var/lib/mapper-lab/vm"
+#: While the cluster is away: the setting ``timeout``, how long programs are waited for, what a whole command may take; seconds.
+AWAY_TIMEOUT, AWAY_PATIENCE, BOUND = 2, 5, 60
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +84,107 @@ def test_the_kernels_client_is_taken_by_itself(mapper: Mapper, cluster: Cluster,
     mount_tree(mapper, TreeRequest(wanted(cluster, source), MapOptions(transport="rbd-nbd"), directory))
     assert Path(directory, "home/user/written").read_text() == "x"
     unmount_tree(mapper, directory)
+
+
+# --- the cluster is away ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def paused(cluster: Cluster, daemon: str) -> Iterator[None]:
+    """It keeps its connections and answers nobody. Otherwise everybody is patient in a slow machine, but not meanwhile."""
+    [process] = process_info.find_by_argument(f"ceph-{daemon}", f"--conf={cluster.conf}")
+    real = settings_of.from_settings
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(settings_of, "from_settings", lambda settings: replace(real(settings), timeout=AWAY_TIMEOUT))
+        os.kill(process.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(process.pid, signal.SIGCONT)
+
+
+@contextmanager
+def goes_away_before(cluster: Cluster, module: ModuleType, name: str) -> Iterator[None]:
+    """When a function that starts a program of Ceph's is called, until the end of the block."""
+    real = getattr(module, name)
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
+
+        def interrupted(argv: tuple[str, ...], **options: Any) -> object:
+            stack.enter_context(paused(cluster, "osd"))
+            [seconds] = options.keys() & {"timeout", "seconds"}
+            return real(argv, **{**options, seconds: AWAY_PATIENCE})
+
+        patch.setattr(module, name, interrupted)
+        yield
+
+
+@contextmanager
+def late(what: str) -> Iterator[None]:
+    before = time.monotonic()
+    with pytest.raises(DeadlineExceeded, match=what) as found:
+        yield
+    assert time.monotonic() - before < BOUND
+    assert found.value.hint
+
+
+def start_writing(device: str, file: Path) -> subprocess.Popen[bytes]:
+    """Begin to write a file to a device, behind its first block; return when that waits for the storage."""
+    argv = ("dd", f"if={file}", f"of={device}", "bs=64k", "seek=1", "conv=fsync", "status=none")
+    writer = subprocess.Popen(argv)
+    until = time.monotonic() + 20
+    while (found := process_info.info(writer.pid)) is None or found.state != "D":
+        assert writer.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    return writer
+
+
+def test_a_monitor_that_does_not_answer(mapper: Mapper, cluster: Cluster, source: str) -> None:
+    with paused(cluster, "mon"), late(f"monitors of the cluster did not answer within {AWAY_TIMEOUT} s"):
+        mapper.map(wanted(cluster, source), MapOptions(), user="t")
+    assert mapper.journal.ids() == ()
+
+
+@pytest.mark.parametrize(("transport", "module"), [("krbd", krbd), ("rbd-nbd", rbd_nbd)], ids=TRANSPORTS)
+def test_c08_a_cluster_that_goes_away_at_every_step(
+    mapper: Mapper, cluster: Cluster, transport: str, module: ModuleType, tmp_path: Path
+) -> None:
+    """C-08: bounded, said, in the journal; nothing is forced or lost, and reconcile finishes it when the cluster is back."""
+    images, options = Images(cluster), MapOptions(transport=transport)
+    image = wanted(cluster, images.create("one/away", 4 * MIB))
+    with goes_away_before(cluster, module, "run"), late("did not answer"):  # while it is mapped
+        mapper.map(image, options, user="t")
+    assert len(mapper.journal.ids()) == 1, "the lock of the image is still to be given back"
+    assert reconcile(mapper).problems == ()
+    assert (mapper.journal.ids(), holders(cluster, image.source), connected()) == ((), (), [])
+
+    mapped = mapper.map(image, options, user="t")
+    write(mapped.device, b"before")
+    (tmp_path / "data").write_bytes(data := os.urandom(1 * MIB))
+    with paused(cluster, "osd"):
+        with late("did not answer"):  # nothing is to be written, and the device itself does not ask the cluster
+            mapper.unmap(mapped.id, user="t")
+        writer = start_writing(mapped.device, tmp_path / "data")
+        with late("did not answer"):
+            mapper.unmap(mapped.id, user="t")
+        assert writer.poll() is None, "it waits"
+        assert mapper.journal.ids() == (mapped.id,)
+    assert writer.wait(60) == 0
+    disks.run(
+        "udevadm", "settle", "--timeout=60"
+    )  # it looks at what was written, and would hold the device while that waits
+
+    with goes_away_before(cluster, waiting, "run_or_leave"):  # after it was asked whether it answers
+        before = time.monotonic()
+        [problem] = reconcile(mapper, settle_seconds=0).problems
+        assert "still waits for the cluster" in problem.outcome
+        assert time.monotonic() - before < BOUND
+        assert mapper.journal.ids() == (mapped.id,)
+        assert process_info.find_by_argument("rbd", mapped.device), "it was left to itself, and not killed"
+    assert reconcile(mapper).problems == ()
+    assert (mapper.journal.ids(), holders(cluster, image.source), connected()) == ((), (), [])
+    assert images.watchers(image.source) == images.lockers(image.source) == [], "it has said goodbye"
+    with images.open(image.source) as opened:
+        assert opened.read(0, 6) == b"before"
+        assert opened.read(1 << 16, len(data)) == data
+    images.remove_all()

@@ -49,7 +49,7 @@ def check_answers(disk: Disk, attachment: Attachment) -> None:
     """Flush the device, or open the image again: one of them shows that the cluster is there (C-08)."""
     from mapper_rbd import attaching
 
-    attaching.check_answers(disk, attachment.device)
+    attaching.check_answers(disk, attachment)
 
 
 @hookimpl

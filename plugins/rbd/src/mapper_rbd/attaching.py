@@ -26,6 +26,8 @@ CLAIM = "rbd-claim"
 
 #: A rollback copies the whole image; its claim ends by itself when the program is killed meanwhile.
 _REVERT_SECONDS = 3600
+#: What to do when the cluster is away while something is taken back.
+_WHEN_BACK = "when the cluster is back (see: ceph -s), try again or run: mapper-cli reconcile"
 #: Clients learn of a new size by a notification.
 _RESIZE_SECONDS = 30
 
@@ -49,10 +51,14 @@ def attach(disk: Disk, options: MapOptions, transports: Transports) -> Attachmen
         identity = _identity(volume)
         features = int(volume.image.features())
     own = (
-        krbd.KrbdTransport(name, identity, features, reach.user, conf),
-        rbd_nbd.RbdNbdTransport(name, reach.user, conf),
+        krbd.KrbdTransport(name, identity, features, reach.user, conf, reach.patience),
+        rbd_nbd.RbdNbdTransport(name, reach.user, conf, reach.patience),
     )
-    attachment = transports.attach(node_of(name, reach, conf), options, own)
+    try:
+        attachment = transports.attach(node_of(name, reach, conf), options, own)
+    except DeadlineExceeded as error:
+        error.hint = "see: ceph -s; a longer wait: -o timeout=SECONDS"
+        raise
     with session.open_volume(name, reach) as volume:
         claims.publish(volume, claim, before)
     return attachment
@@ -79,18 +85,25 @@ def _identity(volume: Volume) -> krbd.Identity:
     return krbd.Identity(connection.fsid, str(connection.pool_id), name.namespace, volume.id, name.snapshot or "-")
 
 
-def check_answers(disk: Disk, device: str) -> None:
+def check_answers(disk: Disk, attachment: Attachment) -> None:
     """Make sure that the end of a mapping will not wait for the cluster: clients that end say so to it.
 
-    :raises DeadlineExceeded: the cluster does not answer. A client that was killed waits for nothing, and is not asked for.
+    :raises DeadlineExceeded: the cluster does not answer. A server that was killed waits for nothing, and is not asked for; the
+        kernel's client waits also when its device reports errors.
     """
+    if attachment.transport == rbd_nbd.NAME and not rbd_nbd.is_served(attachment.device):
+        return
     reach = cluster.from_settings(disk.settings)
     with contextlib.suppress(DeadlineExceeded):  # it may be just slow, with much to write
-        if not flush_within(device, reach.timeout):
+        if not flush_within(attachment.device, reach.timeout) and attachment.transport != krbd.NAME:
             return
     name = dataclasses.replace(names.parse(disk.source), snapshot="")
-    with contextlib.suppress(ImageNotFound, AccessDenied), session.open_volume(name, reach):
-        pass
+    try:
+        with contextlib.suppress(ImageNotFound, AccessDenied), session.open_volume(name, reach):
+            pass
+    except DeadlineExceeded as error:
+        error.hint = f"the disk is as it was; {_WHEN_BACK}"
+        raise
 
 
 # --- what the journal holds ---------------------------------------------------------------------------------
@@ -100,9 +113,9 @@ def release(disk: Disk, resource: PluginResource) -> None:
     """Take away one thing that was recorded."""
     values = dict(resource.values)
     if resource.kind == krbd.NAME:
-        krbd.release(resource)
+        krbd.release(resource, cluster.from_settings(disk.settings).patience)
     elif resource.kind == rbd_nbd.NAME:
-        rbd_nbd.release(resource)
+        rbd_nbd.release(resource, cluster.from_settings(disk.settings).patience)
     elif resource.kind == CLAIM:
         _release_claim(disk, values["cookie"])
     else:
@@ -125,6 +138,9 @@ def _release_claim(disk: Disk, cookie: str) -> None:
             claims.release(volume, claim)
     except ImageNotFound:
         return
+    except DeadlineExceeded as error:
+        error.hint = f"the lock of the image stays; {_WHEN_BACK}"
+        raise
 
 
 # --- besides mapping ----------------------------------------------------------------------------------------

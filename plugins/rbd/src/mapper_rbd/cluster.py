@@ -47,6 +47,11 @@ class Cluster:
     host: str = ""
 
     @property
+    def patience(self) -> int:
+        """Longest wait for a program that asks the cluster a few times, seconds."""
+        return 3 * self.timeout
+
+    @property
     def conf_file(self) -> str:
         """The configuration file to read; empty when there is none and none is needed.
 

@@ -9,6 +9,7 @@ Sources: ``drivers/block/rbd.c``, Documentation/ABI/testing/sysfs-bus-rbd, rbd(8
 
 from __future__ import annotations
 
+import errno
 import os
 
 from mapper_core.errors import CommandFailed, DeviceBusy, ImageInUse
@@ -20,14 +21,11 @@ from mapper_core.resources import PluginResource
 from mapper_core.runtime import boot_id
 from mapper_core.transports.base import Availability, Scope
 from mapper_core.transports.blockgraph import BlockNode
-from mapper_rbd import features, tool
+from mapper_rbd import features, tool, waiting
 from mapper_rbd.names import VolumeName
 
 NAME = "krbd"
 BUS = "/sys/bus/rbd"
-#: ``rbd device map`` waits for the monitors for 60 s at most (mount_timeout), then for udev.
-MAP_SECONDS = 90
-UNMAP_SECONDS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +47,28 @@ class KrbdTransport:
 
     :param features: of the image.
     :param conf: configuration file for the tool.
+    :param seconds: longest wait for the tool.
     :param bus: another tree than the kernel's, for tests.
     """
 
     name = NAME
 
     def __init__(
-        self, volume: VolumeName, identity: Identity, features: int, user: str, conf: str, bus: str = BUS
+        self,
+        volume: VolumeName,
+        identity: Identity,
+        features: int,
+        user: str,
+        conf: str,
+        seconds: float,
+        bus: str = BUS,
     ) -> None:
         self._volume = volume
         self._identity = identity
         self._features = features
         self._user = user
         self._conf = conf
+        self._seconds = seconds
         self._bus = bus
 
     def availability(self) -> Availability:
@@ -82,6 +89,7 @@ class KrbdTransport:
         """Map the image.
 
         :raises ImageInUse: it is mapped on this host already, by somebody else.
+        :raises DeadlineExceeded: the cluster does not answer the kernel.
         """
         if there := find(self._identity, self._bus):
             raise ImageInUse(
@@ -92,7 +100,7 @@ class KrbdTransport:
         scope.ledger.record(resource_of(self._identity, boot_id(), self._conf))
         argv = tool.map_argv(NAME, self._volume, self._user, self._conf, access)
         try:
-            run(argv, timeout=MAP_SECONDS, subject=node.filename, capabilities=tool.CAPABILITIES)
+            run(argv, timeout=self._seconds, subject=node.filename, capabilities=tool.CAPABILITIES)
         except CommandFailed as error:
             error.hint = "the kernel's log says why: dmesg | tail"
             raise
@@ -115,10 +123,12 @@ def identity_in(resource: PluginResource) -> Identity:
     return Identity(**{name: values[name] for name in Identity.__slots__})
 
 
-def release(resource: PluginResource) -> None:
+def release(resource: PluginResource, seconds: float) -> None:
     """Unmap what a record describes; nothing is ever forced (C-08).
 
-    :raises DeviceBusy: something holds the device (C-07).
+    :param seconds: longest wait for the tool.
+    :raises DeviceBusy: something holds the device (C-07), or has it open.
+    :raises DeadlineExceeded: the kernel waits for the cluster.
     """
     values, identity = dict(resource.values), identity_in(resource)
     if values["boot"] != boot_id():
@@ -126,12 +136,12 @@ def release(resource: PluginResource) -> None:
     for device in find(identity):
         with block.exclusive(device):
             pass
-        run(
-            tool.unmap_argv(NAME, device, values["conf"]),
-            timeout=UNMAP_SECONDS,
-            subject=device,
-            capabilities=tool.CAPABILITIES,
-        )
+        try:
+            waiting.run_or_leave(tool.unmap_argv(NAME, device, values["conf"]), seconds=seconds, subject=device)
+        except CommandFailed as error:
+            if error.status == errno.EBUSY:  # the kernel keeps what is open, also without a claim
+                raise block.busy(device) from error
+            raise
     if left := find(identity):
         raise DeviceBusy("is still mapped after it was unmapped", subject=left[0])
 
