@@ -69,12 +69,12 @@ def test_force_is_only_for_those_that_stop() -> None:
         (0, "deployment.0", "DEPLOYMENT_FILE is not an absolute path"),
         (0, "/var/lib/one/../../etc/passwd", "DEPLOYMENT_FILE is not an absolute path"),
         (0, "", "DEPLOYMENT_FILE is not"),
-        (1, "-oProxyCommand=id", "HOST is not a plain word"),
+        (1, "-oProxyCommand=id", "HOST is not a name of a node"),
         (2, "4 2", "VM_ID is not a number"),
         (2, "-1", "VM_ID is not a number"),
         (2, "٤٢", "VM_ID is not a number"),
         (2, "", "VM_ID is not a number"),
-        (3, "a\nb", "ON_HOST is not a plain word"),
+        (3, "a\nb", "ON_HOST is not a name of a node"),
     ],
 )
 def test_hostile_arguments(position: int, word: str, message: str) -> None:
@@ -88,6 +88,15 @@ def test_hostile_arguments(position: int, word: str, message: str) -> None:
 def test_hostile_deploy_id(name: str) -> None:
     with pytest.raises(UsageError, match="DEPLOY_ID is not a name of a container"):
         parse_argv(ShutDown, "shutdown", [name, *STOP[1:]])
+
+
+def test_the_full_name_of_a_node_may_be_long() -> None:
+    """OpenNebula takes 128 characters, and calls every script with the name."""
+    host = f"node-1.{'rack-17.' * 12}example.company.com"
+    assert 64 < len(host) <= 128
+    assert parse_argv(ShutDown, "shutdown", ["one-42", host, "42", host]).on_host == host
+    with pytest.raises(UsageError, match="HOST is not a name of a node"):
+        parse_argv(ShutDown, "shutdown", ["one-42", "x" * 129, "42", host])
 
 
 def test_a_dash_means_none() -> None:

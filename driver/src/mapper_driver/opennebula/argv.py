@@ -59,6 +59,12 @@ def _word(value: str) -> str:
     return value
 
 
+def _host(value: str) -> str:
+    if not values.HOST.fullmatch(value):
+        raise ValueError("a name of a node")
+    return value
+
+
 def _optional_word(value: str) -> str:
     """``-`` is how OpenNebula writes "none"."""
     return _word(value) if value not in ("", "-") else ""
@@ -113,7 +119,7 @@ class Deploy(Common):
     """``deploy``. Over ssh the deployment file does not exist on the node; its content is on the standard input."""
 
     deployment_file: str = _argument(_path)
-    host: str = _argument(_word)
+    host: str = _argument(_host)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +127,7 @@ class ShutDown(Common):
     """``shutdown`` and ``cancel``, ``reboot`` and ``reset``."""
 
     deploy_id: str = _argument(_instance)
-    host: str = _argument(_word)
+    host: str = _argument(_host)
     stop: Stop = Stop.GRACEFUL
 
 
@@ -130,7 +136,7 @@ class Poll(Common):
     """``poll``."""
 
     deploy_id: str = _argument(_instance)
-    host: str = _argument(_word)
+    host: str = _argument(_host)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +145,7 @@ class Save(Common):
 
     deploy_id: str = _argument(_instance)
     checkpoint: str = _argument(_path)
-    host: str = _argument(_word)
+    host: str = _argument(_host)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +153,7 @@ class Restore(Common):
     """``restore``: another order than ``save``."""
 
     checkpoint: str = _argument(_path)
-    host: str = _argument(_word)
+    host: str = _argument(_host)
     deploy_id: str = _argument(_instance)
 
 
@@ -156,8 +162,8 @@ class Migrate(Common):
     """``migrate`` and ``migrate_local``."""
 
     deploy_id: str = _argument(_instance)
-    destination: str = _argument(_word)
-    source: str = _argument(_word)
+    destination: str = _argument(_host)
+    source: str = _argument(_host)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,7 +247,7 @@ class ResizeDisk(Common):
     disk_id: int = _argument(_number)
     size_mib: int = _argument(_number)
     stdin_copy: str = _argument(_anything)
-    host: str = _argument(_word)
+    host: str = _argument(_host)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -309,7 +315,7 @@ def parse_argv(kind: type[A], action: str, argv: Sequence[str]) -> A:
         words = words[:2]
     readers: dict[str, Callable[[str], object]]
     readers = {item.name: item.metadata["read"] for item in fields(kind) if "read" in item.metadata}
-    readers |= {"vm_id": _number, "on_host": _word}
+    readers |= {"vm_id": _number, "on_host": _host}
     if len(words) != len(readers):
         raise UsageError(
             f"{action} got {len(words)} arguments, expected {len(readers)}",

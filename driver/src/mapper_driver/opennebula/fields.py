@@ -33,6 +33,8 @@ FORMAT = re.compile(r"[a-z0-9][a-z0-9_+.-]{0,31}")
 FILESYSTEM = re.compile(r"[a-z0-9][a-z0-9_]{0,15}")
 ADDRESS = re.compile(r"[0-9A-Za-z:][0-9A-Za-z:.%_-]{0,63}")
 WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@+-]{0,63}")
+# Of a node: OpenNebula lets it have 128 characters, as the full name of one in a deep domain may need.
+HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@+-]{0,127}")
 UUID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 # POOL/IMAGE, as it is handed to rbd(8): no snapshot (@) and no namespace.
 VOLUME = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9_.][A-Za-z0-9_.-]{0,95}")
