@@ -107,7 +107,7 @@ def test_what_is_remembered_can_be_written_down() -> None:
 
 
 def test_numbers() -> None:
-    names = {"one-7": 7, "one-0": 0, "one-": -1, "one-7a": -1, "by-hand": -1, "xone-7": -1}
+    names = {"one-7": 7, "one-0": 0, "one-": -1, "one-7a": -1, "by-hand": -1, "xone-7": -1, "one-007": -1, "one-00": -1}
     assert {name: machine_id(name) for name in names} == names
     versions = {"5.12.13": True, "6.10.5": True, "6.99.80": False, "7.0.0": False, "": False}
     assert {version: knows_wild(version) for version in versions} == versions

@@ -16,7 +16,8 @@ from mapper_driver.monitor import MachineState
 #: So many reports in a row a machine has to be missing before it is called switched off: it may have been between two containers.
 TIMES_MISSING = 3
 _HEADING = f"SYNC_STATE=yes\nMISSING_STATE={MachineState.POWEROFF.value}\n"
-_OURS = re.compile(r"one-([0-9]{1,10})")
+#: With a number as OpenNebula writes it: one-007 is not machine 7.
+_OURS = re.compile(r"one-(0|[1-9][0-9]{0,9})")
 
 
 def machine_id(container: str) -> int:
