@@ -180,11 +180,24 @@ class Storage:
         lending.withdraw_from_home(tree.directory, self.home, self.daemon_pid)
         try:
             with self.log.step(f"release {os.path.basename(tree.directory)}"):
-                mounted.dismantle(self.mapper, tree)
+                self._unmount(tree)
         except DeviceBusy:
             if was_lent and mountinfo.at(tree.directory):
                 lending.lend(tree.directory, self.daemon_pid)
             raise
+
+    def _unmount(self, tree: TreeRecord) -> None:
+        """Also when a daemon that was replaced has left its mounts to the monitors of other containers."""
+        try:
+            mounted.dismantle(self.mapper, tree)
+        except DeviceBusy:
+            for device in mounted.devices_of(self.mapper, tree)[:1]:
+                users = lending.users_elsewhere(device, self.daemon_pid)
+                if lending.withdraw_from_others(users, tree.directory, self.home):
+                    break
+            else:
+                raise
+            mounted.dismantle(self.mapper, tree)
 
     def let_grow(self, disk_id: int, request: TreeRequest) -> None:
         """Let the content of a disk grow that is not mounted, and say so. A failure is logged."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 
-from mapper_core.errors import DeviceBusy, ProcessGone, Refused, UsageError
-from mapper_core.linux import holders, mountinfo, namespaces
-from mapper_core.linux.holders import HolderKind
+from mapper_core.errors import DeviceBusy, Refused, UsageError
+from mapper_core.linux import holders, mountinfo
 from mapper_driver.actions.node import Node
 from mapper_driver.devices import disk_name
 from mapper_driver.errors import InstanceNotFound
@@ -125,14 +123,9 @@ def _check_unused(directory: str, disk_id: int, storage: Storage) -> None:
     staged = mountinfo.at(directory)[-1:]
     if not staged or not staged[0].source.startswith("/dev/"):
         return
-    known = {namespaces.mount_namespace_id()}
-    with contextlib.suppress(ProcessGone):
-        known.add(namespaces.mount_namespace_id(storage.daemon_pid))
-    used = tuple(
-        holder
-        for holder in holders.holders(staged[0].source)
-        if holder.kind is HolderKind.MOUNT and holder.namespace not in known
-    )
+    used = lending.users_elsewhere(staged[0].source, storage.daemon_pid)
+    if lending.withdraw_from_others(used, directory, storage.home):
+        used = lending.users_elsewhere(staged[0].source, storage.daemon_pid)
     if used:
         text = f"disk {disk_id} is in use: {holders.describe(used)}"
         raise DeviceBusy(text, subject=storage.container, hint=holders.advise(used))

@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from mapper_core.errors import NotMapped, ProcessGone
 from mapper_core.linux import mountinfo, namespaces
 from mapper_driver.errors import TreeNotPlaced
 from mapper_driver.lxd import clones
 from mapper_driver.lxd.placement import peel
+
+if TYPE_CHECKING:
+    from mapper_core.linux.holders import Holder
 
 
 def lend(directory: str, daemon_pid: int) -> None:
@@ -84,6 +89,41 @@ def withdraw_from_home(directory: str, home: str, daemon_pid: int) -> None:
     """
     pid = os.getpid() if _namespace(daemon_pid) is None else daemon_pid
     _unmount_copies(directory, mountinfo.below(home, pid=pid), pid)
+
+
+def users_elsewhere(device: str, daemon_pid: int) -> tuple[Holder, ...]:
+    """Where filesystems of a block device are mounted, in other mount namespaces than ours and the daemon's.
+
+    :param daemon_pid: of a daemon that may have ended.
+    """
+    from mapper_core.linux import holders  # only needed when something may be in use
+
+    known = {_namespace(os.getpid()), _namespace(daemon_pid)}
+    return tuple(
+        holder
+        for holder in holders.holders(device)
+        if holder.kind is holders.HolderKind.MOUNT and holder.namespace not in known
+    )
+
+
+def withdraw_from_others(users: Sequence[Holder], directory: str, home: str) -> bool:
+    """Take a tree back from the mount namespaces of daemons that are no more, which the monitors of other containers keep: where it
+    was lent, and where the daemon had put it for its container.
+
+    :param users: of its disk, of :func:`users_elsewhere`. What they have mounted on paths of their own stays.
+    :param home: the daemon's directory, as it sees it.
+    :returns: whether there was anything.
+    :raises DeviceBusy: naming those who use it.
+    """
+    left = [
+        holder
+        for holder in users
+        if holder.target == directory or any(mountinfo.is_below(holder.target, place) for place in (directory, home))
+    ]
+    for holder in sorted(left, key=lambda holder: holder.target.count("/"), reverse=True):
+        with contextlib.suppress(NotMapped, ProcessGone):
+            namespaces.unmount_in(holder.pid, holder.target)
+    return bool(left)
 
 
 def _unmount_copies(directory: str, entries: tuple[mountinfo.MountEntry, ...], pid: int) -> None:
