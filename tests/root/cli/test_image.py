@@ -73,7 +73,7 @@ def pack(tree: Path, *names: str) -> bytes:
 def _as_from_ssh(argv: list[str], content: bytes) -> tuple[int, bytes]:
     """Run a program whose standard input is a socket."""
     mine, its = socket.socketpair()
-    with subprocess.Popen(argv, stdin=its, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(argv, stdin=its.fileno(), stderr=subprocess.PIPE) as process:
         its.close()
         with mine:
             mine.sendall(content)
