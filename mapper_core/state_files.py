@@ -51,7 +51,7 @@ def _replace(path: str, data: dict[str, Any]) -> None:
             os.unlink(temporary)
         raise
     if not in_memory:
-        _sync_directory(directory)
+        sync_directory(directory)
 
 
 def overwrite(path: str, offset: int, content: bytes) -> None:
@@ -122,7 +122,8 @@ def _remove_if_left(temporary: str) -> None:
             os.unlink(temporary)
 
 
-def _sync_directory(directory: str) -> None:
+def sync_directory(directory: str) -> None:
+    """Make durable what was named, renamed or removed in a directory (:manpage:`fsync(2)`)."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

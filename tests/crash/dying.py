@@ -15,7 +15,7 @@ from .points import Victim
 def is_step(point: str) -> bool:
     """The core's own small steps are gone through elsewhere (test_core.py): of writing a record only what makes it valid counts."""
     place, _, what = point.partition(": ")
-    if what == "fsync" or place.endswith(("open_lock", "locks.remove", "_sync_directory", "_remove_if_left")):
+    if what == "fsync" or place.endswith(("open_lock", "locks.remove", "sync_directory", "_remove_if_left")):
         return False
     return not place.endswith(".write_json") or what == "rename"
 

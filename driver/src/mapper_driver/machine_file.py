@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mapper_core.errors import NotFound, Refused, StateCorrupt
+from mapper_core.state_files import sync_directory
 
 MAX_BYTES = 4096
 _FORMAT, _VERSION = "mapper", 1
@@ -44,6 +45,7 @@ def write(path: str, content: Mapping[str, object], what: str) -> None:
             os.fsync(file.fileno())
         os.rename(temporary, path)
         undo.pop_all()
+    sync_directory(directory)
 
 
 def read(path: str, what: str) -> dict[str, Any] | None:
@@ -71,9 +73,10 @@ def read(path: str, what: str) -> dict[str, Any] | None:
 
 
 def remove(path: str) -> None:
-    """Remove a file; a missing one is fine."""
+    """Remove a file, and make that durable: a power cut must not bring back what it says. A missing one is fine."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
+        sync_directory(os.path.dirname(path))
 
 
 def damaged(path: str, what: str) -> StateCorrupt:

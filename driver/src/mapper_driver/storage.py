@@ -87,7 +87,8 @@ class Storage:
         """
         request = self.request(vm, disk, idmap)
         if disk.kind is DiskKind.VOLATILE_FS:
-            made = volatile.ensure_filesystem(self.mapper, request, disk.filesystem or self.config.filesystem)
+            wanted = disk.filesystem or self.config.filesystem
+            made = volatile.ensure_filesystem(self.mapper, request, wanted, volatile.note_of(vm, disk.id))
             if made:
                 self.log.info(f"disk {disk.id}: made a filesystem ({made})")
         try:

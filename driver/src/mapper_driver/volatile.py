@@ -8,16 +8,17 @@ re-formatted because looking at it had failed).
 from __future__ import annotations
 
 import contextlib
-import os
 
 from mapper_core import users
-from mapper_core.errors import CorruptImage, UsageError
+from mapper_core.errors import CorruptImage, NotFound, Refused, UsageError
 from mapper_core.mapping import UNDO_SECONDS, Mapper
 from mapper_core.partitions import nodes
 from mapper_core.partitions.reader import ReadAt
 from mapper_core.process import run
 from mapper_core.tree import superblock
 from mapper_core.tree.mounted import TreeRequest
+from mapper_driver import machine_file
+from mapper_driver.opennebula.vm import VmIdentity
 
 #: Filesystems that may be asked for, and how they are made without questions. None of them formats over something it
 #: recognises.
@@ -34,12 +35,20 @@ SIGNATURE_AREA = 1 << 20
 
 MKFS_SECONDS = 600
 
+_WHAT = "note of an interrupted mkfs"
 
-def ensure_filesystem(mapper: Mapper, request: TreeRequest, filesystem: str) -> str:
+
+def note_of(vm: VmIdentity, disk_id: int) -> str:
+    """The file that says that the filesystem of a disk is being made. It goes with the disk, to whatever node that goes."""
+    return f"{vm.directory}/mapper-making-{disk_id}"
+
+
+def ensure_filesystem(mapper: Mapper, request: TreeRequest, filesystem: str, note: str) -> str:
     """Make a filesystem on a volatile disk that has none yet.
 
     :param request: of the disk; it is mapped and unmapped here.
     :param filesystem: one of :data:`MAKERS`.
+    :param note: see :func:`note_of`. Where none can be written, a disk on which this was interrupted is refused later.
     :returns: the filesystem that was made; empty when there was one already.
     :raises UsageError: nobody knows how to make it.
     :raises CorruptImage: the disk is neither empty nor has a filesystem.
@@ -51,8 +60,7 @@ def ensure_filesystem(mapper: Mapper, request: TreeRequest, filesystem: str) -> 
     user = users.this_process()
     disk = mapper.map(request.disk, request.options, user=user)
     try:
-        marker = f"{mapper.runtime.root}/making-{disk.id}"
-        interrupted = os.path.exists(marker)
+        interrupted = machine_file.read(note, _WHAT) is not None
         with nodes.reader(disk.device) as reader:
             if not interrupted:
                 if superblock.probe(reader.read, reader.size).type or disk.table.scheme != "none":
@@ -63,13 +71,13 @@ def ensure_filesystem(mapper: Mapper, request: TreeRequest, filesystem: str) -> 
                         subject=request.disk.source,
                         hint="look at it; to start afresh, replace it by an empty image",
                     )
-        # a kill in the middle of mkfs leaves a disk that is neither empty nor has a filesystem: the marker says that
-        # this was us
-        os.close(os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        # a kill in the middle of mkfs leaves a disk that is neither empty nor has a filesystem: the note says that this was
+        # us. It lies beside the disk: one that stays on this node would format what another node has written since
+        with contextlib.suppress(NotFound, Refused):
+            machine_file.write(note, {"disk": request.disk.source}, _WHAT)
         force = ("-f",) if interrupted and filesystem in ("xfs", "btrfs") else ("-F",) if interrupted else ()
         run((*MAKERS[filesystem], *force, disk.device), timeout=MKFS_SECONDS, subject=request.disk.source)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(marker)
+        machine_file.remove(note)
         return filesystem
     finally:
         mapper.unmap(disk.id, user=user, patience=UNDO_SECONDS)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from mapper_driver import checkpoint, inventory
+from mapper_driver import checkpoint, inventory, machine_file
 from mapper_driver.actions.exec import KEY, MAX_BYTES, Command, parse_command
 from mapper_driver.checkpoint import Checkpoint, Kind
 from mapper_driver.instance import STATUS_KEY
@@ -144,6 +144,24 @@ def test_what_is_no_file_is_neither_read_nor_replaced(tmp_path: Path, make: Call
     with pytest.raises(Refused):
         checkpoint.write(path, Checkpoint(7, Kind.FROZEN, "node"))
     assert os.listdir(tmp_path) == ["checkpoint"]
+
+
+def test_what_is_written_and_removed_is_so_after_a_power_cut_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A note of a revert that comes back would revert the machine again, with all that it has written since."""
+    synced: list[str] = []
+
+    def fsync(fd: int) -> None:
+        synced.append(os.path.realpath(f"/proc/self/fd/{fd}"))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    path = tmp_path / "mapper-revert"
+    machine_file.write(str(path), {"snapshot": "mapper-7-0"}, "note")
+    assert synced == [f"{path}.new", str(tmp_path)]
+    machine_file.remove(str(path))
+    assert synced[2:] == [str(tmp_path)]
+    machine_file.remove(str(path))
 
 
 def test_a_checkpoint_lies_in_the_directory_of_its_machine() -> None:
