@@ -10,10 +10,12 @@ from types import ModuleType
 
 import pytest
 from mapper_driver.errors import TreeNotPlaced
-from mapper_driver.lxd import lending
+from mapper_driver.lxd import lending, placement
 from mapper_driver.lxd.client import LxdClient
 
 from mapper_core.linux import mountinfo, namespaces
+from mapper_core.mapping import Mapper
+from mapper_core.reconcile import reconcile
 
 from .conftest import Lab, Staged, run
 from .machine import Machine, ok
@@ -64,8 +66,12 @@ def test_only_what_is_mounted_is_lent(elsewhere: int, tmp_path: Path) -> None:
     assert mountinfo.at(str(tmp_path), pid=elsewhere) == ()
 
 
-def test_a_machine_with_several_disks(private_lab: Lab, images: ModuleType, tmp_path: Path, runtime_dir: Path) -> None:
-    """Also after the daemon was replaced by one in a new namespace, as a refresh of the snap does."""
+def test_a_machine_with_several_disks(
+    private_lab: Lab, images: ModuleType, tmp_path: Path, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after the daemon was replaced by one in a new namespace, as a refresh of the snap does; reconcile takes all of them back
+    when the container is gone.
+    """
     client = LxdClient.connect([private_lab.socket])
     daemon, mounts = client.daemon_pid(), f"{runtime_dir}/mounts"
     machine = Machine.build(One(tmp_path, private_lab.socket), client, images, 36)
@@ -80,6 +86,13 @@ def test_a_machine_with_several_disks(private_lab: Lab, images: ModuleType, tmp_
         namespaces.unmount_in(daemon, target)
     ok(machine.power("reset", MAPPER_ONE_VERSION="5.12.13"))
     assert machine.all_disks() == before
-    ok(machine.power("shutdown"))
+    client.stop(machine.name)  # as a shutdown does that is killed when it has deleted the container
+    mapper = Mapper.open()
+    record = placement.read(placement.record_path(mapper.runtime, machine.name))
+    assert record is not None
+    placement.unplace(record, daemon)
+    client.delete(machine.name)
+    monkeypatch.setenv("LXD_SOCKET", private_lab.socket)
+    assert reconcile(mapper).problems == ()
     machine.nothing_left()
     assert mountinfo.under(mounts, pid=daemon) == ()

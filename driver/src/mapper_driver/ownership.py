@@ -21,7 +21,7 @@ from mapper_core.tree import mounted
 from mapper_driver import inventory, unfinished
 from mapper_driver.errors import InstanceNotFound, LxdUnavailable
 from mapper_driver.instance import STATUS_KEY
-from mapper_driver.lxd import placement
+from mapper_driver.lxd import lending, placement
 from mapper_driver.lxd.client import LxdClient
 from mapper_driver.lxd.model import Status, check_name
 
@@ -109,6 +109,7 @@ def let_go(user: str) -> None:
     """Remove what is left of a container that is gone, so that its disks can be released.
 
     :raises TreeStillPlaced: something is mounted in its directory that cannot be taken away.
+    :raises DeviceBusy: naming who uses one of its disks in the daemon's mount namespace.
     """
     mapper, container = Mapper.open(), container_of(user)
     record = placement.read(placement.record_path(mapper.runtime, container))
@@ -120,6 +121,10 @@ def let_go(user: str) -> None:
     if client is not None:
         with contextlib.suppress(InstanceNotFound):
             client.delete(container)
+        for tree in mounted.records(mapper):
+            if tree.owner == user:
+                lending.withdraw(tree.directory, client.daemon_pid())
+                lending.withdraw_from_home(tree.directory, os.path.dirname(client.socket), client.daemon_pid())
     placement.forget(mapper.runtime, container)
     inventory.forget(mapper.runtime, container)
     unfinished.forget(mapper.runtime, container)
