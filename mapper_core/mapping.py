@@ -125,6 +125,7 @@ class Mapper:
         :param user: who holds the mapping; the same user may ask twice.
         :raises Busy: another process works on this disk.
         :raises MappedDifferently: it is mapped already, with another access, format or transport.
+        :raises Refused: it is larger than allowed.
         :raises MapperError: the image, the plugin or the host; afterwards everything is as it was.
         """
         with self.map_open(disk, self.identify_to_map(disk), options, user=user) as opened:
@@ -167,6 +168,7 @@ class Mapper:
                 subject=disk.source,
                 hint="unmap it first",
             )
+        policy.check_size(disk, record.size, options)
         living = users.living(record.users)
         together = living if user in living else (*living, user)
         if together != record.users:

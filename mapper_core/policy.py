@@ -61,6 +61,19 @@ def check_declared_format(disk: Disk) -> None:
         raise formats.refusal(disk.format, header, disk.source)
 
 
+def check_size(disk: Disk, size: int, options: MapOptions) -> None:
+    """Check the size of a disk, bytes, against what the caller allows.
+
+    :raises Refused: it is larger (S-19).
+    """
+    if options.max_virtual_size is not None and size > options.max_virtual_size:
+        raise Refused(
+            f"the disk has {size} bytes, more than the allowed {options.max_virtual_size}",
+            subject=disk.source,
+            hint="raise the limit if the size is right",
+        )
+
+
 def check_image(disk: Disk, image: ImageInfo, options: MapOptions) -> None:
     """Check what a plugin read from a header against what the caller allows.
 
@@ -71,12 +84,7 @@ def check_image(disk: Disk, image: ImageInfo, options: MapOptions) -> None:
     """
     if image.virtual_size <= 0:
         raise CorruptImage("the image has no size", subject=disk.source)
-    if options.max_virtual_size is not None and image.virtual_size > options.max_virtual_size:
-        raise Refused(
-            f"the disk has {image.virtual_size} bytes, more than the allowed {options.max_virtual_size}",
-            subject=disk.source,
-            hint="raise the limit if the size is right",
-        )
+    check_size(disk, image.virtual_size, options)
     if not image.writable and options.access is Access.READ_WRITE:
         raise ReadOnlyImage(
             f"images of the variant {image.variant} can only be read",

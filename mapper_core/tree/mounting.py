@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 
 from mapper_core.errors import DeviceBusy, MapperError, NotFound, NotSupported, UnsafePath
 from mapper_core.linux import beneath, mountinfo, mounts
@@ -121,7 +122,7 @@ def unmount_all(directory: str, devices: tuple[str, ...], unmounted: list[str]) 
             raise DeviceBusy(
                 f"{entry.source} ({entry.fstype}) is mounted on {entry.target} and does not belong to the tree",
                 subject=directory,
-                hint=f"unmount it first: umount {entry.target}",
+                hint=f"unmount it first: umount {shlex.quote(entry.target)}",
             )
         parent, name = os.path.split(entry.target)
         parent_fd = _open_parent(directory, parent)

@@ -197,6 +197,17 @@ def test_other_options_are_an_error_and_not_a_surprise(
     mapper.unmap(str(bare), user="t")
 
 
+def test_a_limit_of_the_size_holds_for_a_disk_that_is_mapped_already(mapper: Mapper, bare: Path) -> None:
+    """S-19."""
+    disk = Disk(str(bare), "raw")
+    mapped = mapper.map(disk, MapOptions(), user="a")
+    with pytest.raises(Refused, match=f"has {mapped.size} bytes, more than the allowed 4096"):
+        mapper.map(disk, MapOptions(max_virtual_size=4096), user="b")
+    assert mapper.map(disk, MapOptions(max_virtual_size=mapped.size), user="b").users == ("a", "b")
+    for user in ("a", "b"):
+        mapper.unmap(mapped.id, user=user)
+
+
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_read_only_is_read_only(mapper: Mapper, bare: Path, transport: str) -> None:
     before = hashlib.sha256(bare.read_bytes()).digest()
