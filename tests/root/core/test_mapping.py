@@ -25,6 +25,7 @@ from mapper_core.errors import (
     NotMapped,
     PluginMissing,
     ReadOnlyImage,
+    Refused,
     TransportUnavailable,
     TruncatedImage,
     UsageError,
