@@ -60,6 +60,15 @@ def test_commands(machine: Machine) -> None:
     assert machine.inside("sh", "-c", "ls /hacked 2>&1 || true").startswith("ls: ")
     assert _exec(machine, "/no/such/program") == 0
     assert _result(machine).status == 127
+    # however much a guest writes, a probe of root's takes only the beginning of it into its memory
+    amount = 32 * execution.MAX_OUTPUT
+    assert _exec(machine, f"sh -c 'head -c {amount} /dev/zero; head -c {amount} /dev/zero >&2; exit 4'") == 0
+    assert _result(machine) == ExecResult(4, bytes(execution.MAX_OUTPUT), bytes(execution.MAX_OUTPUT))
+    for length in (execution.MAX_OUTPUT - 3, execution.MAX_OUTPUT):
+        assert _exec(machine, f"sh -c 'head -c {length} /dev/zero >&2'") == 0
+        assert _result(machine) == ExecResult(0, b"", bytes(length))
+    assert _exec(machine, "/no/such/program") == 0
+    assert _result(machine).status == 127
     for bad, stdin in (("", ""), ("echo 'x", ""), ("cat", "not base64!"), ("echo " + "x" * 100_000, "")):
         assert _exec(machine, bad, stdin) in (2, 7)
     assert _result(machine).status == 127, "what is refused changes nothing"

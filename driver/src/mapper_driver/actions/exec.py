@@ -38,9 +38,13 @@ MARK = "MAPPER_EXEC"
 MAX_BYTES = 96 * 1024
 """Of command or input: each is one argument (MAX_ARG_STRLEN is 128 KiB)."""
 
+MAX_OUTPUT = 16 * 1024
+"""Of each stream that is told, bytes: all of the answer travels in one datagram of at most 64 KiB, compressed."""
+
 _SHELL = 'i=$1; shift; if [ -n "$i" ]; then printf %s "$i" | base64 -d | "$@"; else "$@" </dev/null; fi; '
 _SHELL += "printf '\\nexit %s\\n' $? >&2"
 _STATUS = re.compile(rb"\nexit ([0-9]{1,3})\n\Z")
+_STATUS_BYTES = len("\nexit 255\n")
 _KILLED = 128 + signal.SIGKILL
 
 
@@ -107,15 +111,16 @@ def cancel(container: str, node: Node) -> None:
 
 
 def result(container: str, client: LxdClient) -> ExecResult | None:
-    """How the last command ended; ``None`` while it runs, or when there was none."""
+    """How the last command ended, with the beginning of what it wrote; ``None`` while it runs, or when there was none."""
     operation, mark = _of(client.instance(container).config.get(KEY, ""))
     if not operation or _processes(mark):
         return None
-    stdout, stderr = client.output(container, operation)
-    match = _STATUS.search(stderr)
+    stdout, stderr = (client.output(container, operation, name, f"0-{MAX_OUTPUT - 1}") for name in ("stdout", "stderr"))
+    match = _STATUS.search(client.output(container, operation, "stderr", f"-{_STATUS_BYTES}").data)
     if match is None:
-        return ExecResult(_KILLED, stdout, stderr)
-    return ExecResult(int(match.group(1)), stdout, stderr[: match.start()])
+        return ExecResult(_KILLED, stdout.data, stderr.data)
+    written = stderr.total - len(match.group())  # no process is left that could write more
+    return ExecResult(int(match.group(1)), stdout.data, stderr.data[:written])
 
 
 def forget(container: str, client: LxdClient) -> None:

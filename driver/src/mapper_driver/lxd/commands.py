@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from mapper_driver.errors import InstanceNotFound, InstanceNotRunning, LxdFailed
+from mapper_driver.lxd import glance
 from mapper_driver.lxd.connection import OPERATION_SECONDS
-from mapper_driver.lxd.model import ExecResult, Status
+from mapper_driver.lxd.glance import Piece
+from mapper_driver.lxd.model import ExecResult, Status, check_name
 from mapper_driver.lxd.reader import Reader
 
 
@@ -60,23 +61,30 @@ class Commands(Reader):
         ).json()
         return str(answer["operation"]).rsplit("/", 1)[-1]
 
-    def output(self, name: str, command: str) -> tuple[bytes, bytes]:
-        """What a command of :meth:`begin` has written up to now to its standard output and standard error."""
-        found = [self._find_output(name, command, stream) for stream in ("stdout", "stderr")]
-        return found[0][1], found[1][1]
+    def output(self, name: str, command: str, stream: str, wanted: str) -> Piece:
+        """A part of what a command of :meth:`begin` has written up to now: a guest can write any amount.
+
+        :param stream: ``stdout`` or ``stderr``.
+        :param wanted: which part, see :func:`~mapper_driver.lxd.glance.piece`.
+        """
+        return self._find_output(name, command, stream, wanted)[1]
 
     def forget_output(self, name: str, command: str) -> None:
         """Remove what was recorded."""
         for stream in ("stdout", "stderr"):
-            node, _ = self._find_output(name, command, stream)
+            parts, _ = self._find_output(name, command, stream, "0-0")
+            node = self._node(name)
+            for part in parts:
+                node = node[part]
             with contextlib.suppress(LxdFailed, InstanceNotFound):
                 self._connection.send(node.delete, "remove the output of the command", name)
 
-    def _find_output(self, name: str, command: str, stream: str) -> tuple[Any, bytes]:
+    def _find_output(self, name: str, command: str, stream: str, wanted: str) -> tuple[tuple[str, ...], Piece]:
         """Newer daemons have a directory for it."""
         file = f"exec_{command}.{stream}"
-        logs = self._node(name).logs
-        for node in (logs["exec-output"][file], logs[file]):
-            with contextlib.suppress(LxdFailed, InstanceNotFound):
-                return node, self._connection.get(node, "read the output of the command", name, is_api=False).content
-        return logs[file], b""
+        for parts in (("logs", "exec-output", file), ("logs", file)):
+            path = "/".join(("/1.0/instances", check_name(name), *parts))
+            found = glance.piece(self.socket, path, wanted)
+            if found is not None:
+                return parts, found
+        return ("logs", file), Piece(b"", 0)

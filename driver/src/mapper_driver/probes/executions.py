@@ -15,9 +15,6 @@ from mapper_driver.lxd.model import ExecResult
 from mapper_driver.ownership import lock
 from mapper_driver.probes.changes import machine_id
 
-#: Of each stream, bytes: all of the answer travels in one datagram of at most 64 KiB, compressed.
-MAX_BYTES = 16 * 1024
-
 
 def results(mapper: Mapper, sockets: Sequence[str]) -> Iterator[str]:
     """A line for each command that has ended, which is forgotten then. One that cannot be looked at stops no other (N-01)."""
@@ -44,5 +41,5 @@ def _take(mapper: Mapper, name: str, client: LxdClient) -> ExecResult | None:
 
 def line(number: int, found: ExecResult) -> str:
     """In oned's words. The guest has no agent whose process number could be told."""
-    out, err = (base64.b64encode(stream[:MAX_BYTES]).decode() for stream in (found.stdout, found.stderr))
+    out, err = (base64.b64encode(stream).decode() for stream in (found.stdout, found.stderr))
     return f'VM = [ ID="{number}", PID="0", STATUS="DONE", RETURN_CODE="{found.status}", STDOUT="{out}", STDERR="{err}" ]\n'
