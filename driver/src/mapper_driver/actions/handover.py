@@ -93,19 +93,22 @@ def _take_back(given: Handover, node: Node) -> str:
     if given.storage.tree(given.disk_id) is None:  # so the daemon has not heard of it
         return ""
     try:
-        present = _with_a_daemon(given.storage.container, node)
+        _take_back_with_daemon(given, _with_a_daemon(given.storage.container, node))
     except (LxdUnavailable, DeadlineExceeded):
         return _take_back_without_daemon(given, node)
-    client, container = present.client, given.storage.container
+    return ""
+
+
+def _take_back_with_daemon(given: Handover, node: Node) -> None:
+    container = given.storage.container
     try:
-        found, pid = client.instance(container), client.state(container).pid
+        found, pid = node.client.instance(container), node.client.state(container).pid
     except InstanceNotFound:
         given.storage.release_one(given.disk_id)
-        return ""
-    take_out(found, pid, given.disk_id, present)
-    release(container, pid, given.disk_id, present.storage(container), present)
-    present.set_start_limits(container, given.disk_id, {})
-    return ""
+        return
+    take_out(found, pid, given.disk_id, node)
+    release(container, pid, given.disk_id, node.storage(container), node)
+    node.set_start_limits(container, given.disk_id, {})
 
 
 def _with_a_daemon(container: str, node: Node) -> Node:
@@ -131,11 +134,11 @@ def _take_back_without_daemon(given: Handover, node: Node) -> str:
     except ProcessGone:
         pid = 0
     daemon = process_info.info(storage.daemon_pid)
-    if daemon is not None and node.client.server.pid == daemon.pid:
+    if daemon is not None:
         process_info.wait_for_an_end((daemon,), _END_SECONDS)  # its connections end before its mounts go
     release(storage.container, pid, given.disk_id, storage, node)
     return (
-        f"the disk is free; the daemon may have noted its device by then, with which it cannot start the container: when it runs "
+        "the disk is free; the daemon may have noted its device by then, with which it cannot start the container: when it runs "
         f"again, the next action on the machine removes that, or: {_COMMAND}"
     )
 
