@@ -162,7 +162,7 @@ def run(
             ) from None
         raise CommandFailed(argv, error.exit_code, err.data.decode(errors="replace"), subject=subject) from None
     except BaseException:  # a signal handler of the caller: whoever undoes things must not race against the program
-        if command is not None and _killed(command):
+        if command is not None and not is_late and _killed(command):
             with contextlib.suppress(sh.ErrorReturnCode, ChildProcessError):
                 command.wait()
         raise

@@ -7,9 +7,6 @@ its time and ends when the storage is back, or fails.
 from __future__ import annotations
 
 import os
-import select
-import signal
-import time
 
 from mapper_core.errors import DeadlineExceeded
 from mapper_core.linux import forked
@@ -22,19 +19,7 @@ def flush_within(device: str, seconds: float) -> bool:
     :returns: whether it is; ``False`` when the device is gone or its storage reports errors.
     :raises DeadlineExceeded: the storage does not answer. The device is as it was.
     """
-    reader, writer = os.pipe2(os.O_CLOEXEC)
-    try:
-        child = forked.fork()
-        if child == 0:
-            _be_the_child(device, writer)
-        os.waitpid(child, 0)  # it has only made the process that waits, so that nobody has to wait for that one
-        os.close(writer)
-        writer = -1
-        answer = _read_within(reader, seconds)
-    finally:
-        os.close(reader)
-        if writer >= 0:
-            os.close(writer)
+    answer = forked.answer_within(lambda: _flush(device), seconds)
     if answer is None:
         raise DeadlineExceeded(
             f"the storage of {device} has not answered within {seconds:g} s; the device is as it was",
@@ -42,35 +27,6 @@ def flush_within(device: str, seconds: float) -> bool:
             hint="try again when the storage is back",
         )
     return answer == b"+"
-
-
-def _read_within(reader: int, seconds: float) -> bytes | None:
-    """The answer; ``None`` when there is none in time."""
-    until = time.monotonic() + seconds
-    poll = select.poll()
-    poll.register(reader, select.POLLIN)
-    while not poll.poll(max(0, int((until - time.monotonic()) * 1000))):
-        if time.monotonic() >= until:
-            return None
-    return os.read(reader, 1)
-
-
-def _be_the_child(device: str, writer: int) -> None:
-    """Make a process that belongs to nobody, and be gone; never returns.
-
-    It keeps nothing open: neither a lock, which would be held as long as it waits, nor the output of this program, for whose end
-    somebody may be waiting.
-    """
-    try:
-        if forked.fork() == 0:
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                signal.signal(number, signal.SIG_DFL)
-            signal.pthread_sigmask(signal.SIG_SETMASK, ())  # who wants to end it, can
-            os.setsid()
-            forked.close_all_but(writer)
-            os.write(writer, _flush(device))
-    finally:
-        os._exit(0)
 
 
 def _flush(device: str) -> bytes:
