@@ -67,6 +67,8 @@ WRONG = {
     "not YAML": (b"a: [1,\nb: }", "not YAML in line"),
     "a tag that makes objects": (b"pool: !!python/object/apply:os.system [id]", "not YAML in line 1"),
     "binary": (b"\x00\x01", "not YAML"),
+    "a date that is none": (b"filesystem: 2020-13-45", "it is not YAML"),
+    "very deep": (b"[" * 5000, "it is not YAML"),
     "a list": (b"- a\n- b\n", "the content must be a list of options"),
     "a word": (b"hello", "the content must be a list of options"),
     "vnc is a word": (b":vnc: yes please", "vnc must be a list of options"),
@@ -141,6 +143,10 @@ def test_the_file_of_the_nodes_administrator_goes_before_that_of_the_front_end(t
     assert find_config(scripts, {}, str(node)) == str(node)
     node.chmod(0o666)
     with pytest.raises(Refused, match="others than root may write"):
+        find_config(scripts, {}, str(node))
+    node.unlink()
+    node.symlink_to(tmp_path / "gone")
+    with pytest.raises(UsageError, match="cannot read it: No such file"):
         find_config(scripts, {}, str(node))
 
 

@@ -136,6 +136,7 @@ def find_config(script_dir: str, environ: Mapping[str, str], node_file: str = NO
     :param script_dir: directory of the action scripts, such as ``/var/tmp/one/vmm/lxd``.
     :raises NotFound: when the environment names a file that is not there.
     :raises Refused: when others than its owner may write to the node's.
+    :raises UsageError: when that cannot be looked at.
     """
     named = environ.get(ENVIRONMENT, "")
     if named:
@@ -143,7 +144,10 @@ def find_config(script_dir: str, environ: Mapping[str, str], node_file: str = NO
             raise NotFound(f"the file that {ENVIRONMENT} names does not exist", subject=named)
         return named
     if os.path.lexists(node_file):
-        found = os.stat(node_file)
+        try:
+            found = os.stat(node_file)
+        except OSError as error:  # a link that leads nowhere
+            raise UsageError(f"cannot read it: {error.strerror}", subject=node_file) from error
         if found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022:
             raise Refused(
                 "others than root may write to it", subject=node_file, hint=f"chown root and chmod 644 {node_file}"
@@ -181,7 +185,7 @@ def parse_config(data: bytes, path: str) -> Config:
 
     try:
         content = yaml.safe_load(data)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # the last two: 2020-13-45, and very deep
         mark = getattr(error, "problem_mark", None)
         place = f" in line {mark.line + 1}" if mark is not None else ""
         raise UsageError(f"it is not YAML{place}", subject=path) from error
