@@ -21,7 +21,6 @@ from mapper_driver.actions.node import Node
 from mapper_driver.errors import InstanceNotFound
 from mapper_driver.instance import STATUS_KEY
 from mapper_driver.lxd import placement
-from mapper_driver.lxd.client import AUTOSTART
 from mapper_driver.lxd.model import Instance, Status
 from mapper_driver.ownership import lock_for_release
 from mapper_driver.restarting import is_restarting
@@ -64,7 +63,7 @@ def decide(found: Instance, seen: Seen | None, now: float) -> Step:
         found.status is not Status.STOPPED
         or found.config.get(STATUS_KEY) == "0"
         or is_restarting(found.config, now)
-        or found.all_config.get(AUTOSTART) == "true"
+        or found.starts_by_itself
     ):
         return Step.NONE
     if seen is None or seen.started != found.last_used or now < seen.since:

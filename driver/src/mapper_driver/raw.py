@@ -63,6 +63,7 @@ NEVER = (
     "lxc.include",
     "lxc.rootfs.*",
     "raw.lxc",
+    "user.mapper_*",
     "user.one_status",
     "volatile.*",
 )

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 from mapper_driver import checkpoint, inventory, machine_file
+from mapper_driver.actions import exec as execution
 from mapper_driver.actions.exec import KEY, MAX_BYTES, Command, parse_command
 from mapper_driver.checkpoint import Checkpoint, Kind
 from mapper_driver.instance import STATUS_KEY
 from mapper_driver.inventory import Inventory, KeptDisk, KeptFiles
-from mapper_driver.lxd.client import AUTOSTART
-from mapper_driver.lxd.model import Instance, InstanceState, Status
+from mapper_driver.lxd.model import AUTOSTART, Instance, InstanceState, Status
 from mapper_driver.monitor import MachineState, Usage, Work, machine_state, poll_line, usage
 from mapper_driver.opennebula.argv import Exec, Poll, parse_argv
 from mapper_driver.opennebula.config import SaveAs, parse_config
@@ -192,6 +192,14 @@ def test_command(make_xml: MakeXml) -> None:
     assert KEY.startswith("user.")
 
 
+def test_what_exec_has_noted_and_what_it_has_not() -> None:
+    """Both words become parts of requests of root's."""
+    noted = ("13d4f84b-5d30-4ef4-8e2e-3a1f0a6d3f10", "0123456789abcdef" * 2)
+    assert execution._of(" ".join(noted)) == noted
+    for other in ("", noted[0], f"{noted[0]} ", f"x/../../../profiles/y?a= {noted[1]}", f"{' '.join(noted)}\n"):
+        assert execution._of(other) == ("", "")
+
+
 def test_arguments_of_exec_and_poll() -> None:
     """one_vmm_exec does not quote the input: the shell makes any number of words of it."""
     for rest in ((), ("ls -l",), ("cat", "more", "-f", "words")):
@@ -274,6 +282,7 @@ def test_when_the_disks_of_a_stopped_container_are_released() -> None:
     for status in Status:
         if status is not Status.STOPPED:
             assert decide(_instance(status), seen, NOW) is Step.NONE
-    for key, value in ((STATUS_KEY, "0"), (RESTART_KEY, str(int(NOW))), (AUTOSTART, "true")):
+    yes = [(AUTOSTART, value) for value in ("true", "TRUE", "1", "yes", "On")]  # LXD takes all of them
+    for key, value in ((STATUS_KEY, "0"), (RESTART_KEY, str(int(NOW))), *yes):
         assert decide(_instance(Status.STOPPED, **{key: value}), seen, NOW) is Step.NONE
     assert decide(_instance(Status.STOPPED, **{AUTOSTART: "false"}), seen, NOW) is Step.RELEASE

@@ -101,6 +101,7 @@ def test_dangerous_keys_are_refused(data: str) -> None:
     "data",
     [
         "user.one_status=1",
+        "user.mapper_exec=13d4f84b-0000-0000-0000-000000000000 0123456789abcdef0123456789abcdef",
         "volatile.idmap.next=[]",
         "volatile.last_state.idmap=[]",
         "lxc.idmap=u 0 0 65536",

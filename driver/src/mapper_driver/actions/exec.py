@@ -44,6 +44,7 @@ MAX_OUTPUT = 16 * 1024
 _SHELL = 'i=$1; shift; if [ -n "$i" ]; then printf %s "$i" | base64 -d | "$@"; else "$@" </dev/null; fi; '
 _SHELL += "printf '\\nexit %s\\n' $? >&2"
 _STATUS = re.compile(rb"\nexit ([0-9]{1,3})\n\Z")
+_VALUE = re.compile(r"([0-9a-f-]{36}) ([0-9a-f]{32})")
 _STATUS_BYTES = len("\nexit 255\n")
 _KILLED = 128 + signal.SIGKILL
 
@@ -132,8 +133,9 @@ def forget(container: str, client: LxdClient) -> None:
 
 
 def _of(value: str) -> tuple[str, str]:
-    operation, _, mark = value.partition(" ")
-    return operation, mark
+    """Operation and mark; both become parts of requests and searches, so what :func:`start` has not written is nothing."""
+    match = _VALUE.fullmatch(value)
+    return (match[1], match[2]) if match else ("", "")
 
 
 def _kill(mark: str) -> None:

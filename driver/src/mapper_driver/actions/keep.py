@@ -7,7 +7,6 @@ from mapper_driver.actions import leftovers
 from mapper_driver.actions.node import Node
 from mapper_driver.errors import InstanceNotFound
 from mapper_driver.lxd import idmap
-from mapper_driver.lxd.client import AUTOSTART
 from mapper_driver.opennebula.vm import VmIdentity
 
 
@@ -28,7 +27,7 @@ def keep(vm: VmIdentity, node: Node) -> None:
         node.storage(vm.container).owner,
         vm.directory,
         idmap.next_map(found.all_config, subject=vm.container),
-        found.all_config.get(AUTOSTART) == "true",
+        found.starts_by_itself,
     )
     if kept is not None:
         inventory.write(node.mapper.runtime, kept)

@@ -14,14 +14,11 @@ from mapper_driver.errors import InstanceExists, InstanceNotFound, InstanceRunni
 from mapper_driver.lxd import idmap, placement
 from mapper_driver.lxd.commands import Commands
 from mapper_driver.lxd.connection import OPERATION_SECONDS
-from mapper_driver.lxd.model import Device, Instance, InstanceSpec, Status, check_name
+from mapper_driver.lxd.model import AUTOSTART, Device, Instance, InstanceSpec, Status, check_name
 from mapper_driver.lxd.power import Power
 
 #: Keeps ``lxc delete`` of a person or a script from deleting what is mounted in the container.
 PROTECTION = "security.protection.delete"
-
-#: Whether the daemon starts the container when it starts itself.
-AUTOSTART = "boot.autostart"
 
 
 class LxdClient(Power, Commands):

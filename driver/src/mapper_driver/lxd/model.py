@@ -12,6 +12,11 @@ from mapper_core.errors import UsageError
 #: A device as LXD describes it: ``{"type": "disk", "path": "/", "pool": "default"}``.
 Device = Mapping[str, str]
 
+#: Whether the daemon starts the container when it starts itself.
+AUTOSTART = "boot.autostart"
+#: What daemons take for yes, in any case (LXD shared.IsTrue, Incus util.IsTrue).
+_YES = ("true", "1", "yes", "on")
+
 _NAME = re.compile(r"[A-Za-z](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 
 
@@ -85,6 +90,11 @@ class Instance:
     architecture: str = ""
     etag: str = ""
     last_used: str = ""
+
+    @property
+    def starts_by_itself(self) -> bool:
+        """Whether the daemon starts it when it starts itself."""
+        return self.all_config.get(AUTOSTART, "").lower() in _YES
 
     @property
     def root_pool(self) -> str:
