@@ -71,6 +71,8 @@ def extract(path: str, root_fd: int, *, owner: Owner) -> int:
             raise BadImage(
                 f"is no readable ISO 9660 image: {error}", subject=path, hint="was the file transferred completely?"
             ) from error
+        except OSError as error:  # two files of one name, or more content than the image has room for
+            raise BadImage(f"cannot be unpacked: {error.strerror}", subject=path) from error
 
 
 class _Copy:
