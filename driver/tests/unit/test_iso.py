@@ -12,7 +12,6 @@ from mapper_driver import iso
 
 from mapper_core.errors import BadImage
 
-
 pytestmark = pytest.mark.unit
 
 
