@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import socketserver
 import threading
 import time
@@ -13,8 +14,9 @@ from typing import Any
 
 import pytest
 from mapper_driver.errors import LxdFailed, LxdUnavailable
+from mapper_driver.lxd import glance
 from mapper_driver.lxd.connection import Connection
-from mapper_driver.lxd.reader import Reader
+from mapper_driver.lxd.reader import Reader, socket_candidates
 
 from mapper_core.errors import DeadlineExceeded, NotSupported
 
@@ -212,3 +214,15 @@ def test_a_refused_change_is_not_repeated(daemon: FakeDaemon, connection: Connec
     with pytest.raises(LxdFailed, match="Unknown key"):
         connection.change(connection.api.instances["c1"], "x", "c1", lambda body: body["config"].update(b="2"))
     assert daemon.asked.count("PUT /1.0/instances/c1") == 1
+
+
+def test_a_daemon_that_does_not_answer_is_not_replaced_by_another(daemon: FakeDaemon, tmp_path: Path) -> None:
+    """On a node with two daemons the machines of one that is being restarted would seem to be switched off."""
+    daemon.answer = lambda method, path: (200, {"metadata": []})
+    first, second, gone = str(tmp_path / "first"), str(daemon.server_address), str(tmp_path / "gone")
+    with socket.socket(socket.AF_UNIX) as ended:
+        ended.bind(first)
+    assert glance.configurations(socket_candidates({}, (gone, second))) == ()
+    assert socket_candidates({}, (gone,)) == (gone,)
+    with pytest.raises(LxdUnavailable, match="Connection refused"):
+        glance.configurations(socket_candidates({}, (gone, first, second)))

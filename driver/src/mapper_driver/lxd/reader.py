@@ -23,15 +23,18 @@ SOCKETS = (
 )
 
 
-def socket_candidates(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """Sockets to try. One that the environment names is the only one: never fall back to another daemon than was meant."""
+def socket_candidates(environment: Mapping[str, str], known: tuple[str, ...] = SOCKETS) -> tuple[str, ...]:
+    """Sockets to try. One that the environment names is the only one, and so is the first that is there: never fall back to
+    another daemon than was meant. The other one of a node that has two knows none of the machines, and they would seem gone.
+    """
     for variable in ("LXD_SOCKET", "INCUS_SOCKET"):
         if environment.get(variable):
             return (environment[variable],)
     for variable in ("LXD_DIR", "INCUS_DIR"):
         if environment.get(variable):
             return (f"{environment[variable]}/unix.socket",)
-    return SOCKETS
+    there = tuple(path for path in known if os.path.lexists(path))
+    return there[:1] or known
 
 
 class Reader:
