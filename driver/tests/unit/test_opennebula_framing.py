@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 from pathlib import Path
 
@@ -250,3 +251,9 @@ def test_a_line_of_json_for_each_call(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(OSError, match="symbolic links"):
         callog.write(log, (), None, 0, 0)
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_nobody_waits_for_a_version_that_nobody_writes(tmp_path: Path) -> None:
+    """Whoever may write where it lies could hold up every call."""
+    os.mkfifo(tmp_path / "VERSION")
+    assert find_version(str(tmp_path / "vmm" / "lxd"), {}) == ""

@@ -79,8 +79,12 @@ def find_version(script_dir: str, environ: Mapping[str, str]) -> str:
     if named:
         return named
     for path in (os.path.normpath(os.path.join(script_dir, "../../VERSION")), VERSION_FILE):
-        with suppress(OSError), open(path, "rb") as file:
-            return file.read(64).decode("ascii", "replace").strip()
+        with suppress(OSError):
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # of a pipe nobody may ever write an end
+            try:
+                return os.read(fd, 64).decode("ascii", "replace").strip()
+            finally:
+                os.close(fd)
     return ""
 
 
