@@ -129,7 +129,7 @@ def _resize_free(mapper: Mapper, disk: Disk, identity: Identity, size: int) -> N
     image = _known(mapper.inspect_for(disk, identity, _WRITE), disk)
     if size == image.virtual_size:
         return
-    _refuse_to_shrink(disk, image.virtual_size, size)
+    refuse_to_shrink(disk, image.virtual_size, size)
     _refuse_foreign_use(identity)
     mapper.registry.resize(disk, image, size, None, mapper.transports_of(_no_record(mapper, disk, identity)))
     _check_image_size(disk, mapper.inspect_for(disk, identity, _WRITE), size)
@@ -145,7 +145,7 @@ def _resize_mapped(mapper: Mapper, disk: Disk, record: Record, size: int) -> Non
             subject=disk.source,
         )
     present = block.size_of(device)
-    _refuse_to_shrink(disk, max(present, record.resize_to), size)
+    refuse_to_shrink(disk, max(present, record.resize_to), size)
     if size != present or size != record.size or record.resize_to:
         _refuse_to_lose_the_table(record)
         mapper.journal.write(begun := dataclasses.replace(record, resize_to=size))
@@ -356,7 +356,12 @@ def _refuse_foreign_use(identity: Identity) -> None:
         os.close(fd)
 
 
-def _refuse_to_shrink(disk: Disk, present: int, size: int) -> None:
+def refuse_to_shrink(disk: Disk, present: int, size: int) -> None:
+    """Check that a disk does not become smaller.
+
+    :param present: its size now, bytes.
+    :raises Refused: it would.
+    """
     if size < present:
         raise Refused(
             f"has {present} bytes, more than {size}; a disk is never made smaller",

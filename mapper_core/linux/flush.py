@@ -32,7 +32,10 @@ def flush_within(device: str, seconds: float) -> bool:
 def _flush(device: str) -> bytes:
     try:
         fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
-        os.fsync(fd)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)  # before the answer: whoever gets that takes the device away
     except OSError:
         return b"-"
     return b"+"

@@ -231,8 +231,10 @@ def test_a_read_only_mapping_is_left_alone(mapper: Mapper, tmp_path: Path) -> No
 def test_a_damaged_primary_table_is_not_written(mapper: Mapper, tmp_path: Path) -> None:
     path = _make(tmp_path / "disk", "ext4")
     with path.open("r+b") as file:
+        file.seek(512 + 60)  # in the random id of the disk
+        [byte] = file.read(1)
         file.seek(512 + 60)
-        file.write(b"\xff")
+        file.write(bytes((byte ^ 0xFF,)))
     before = path.read_bytes()
     with pytest.raises(BadPartitionTable, match="primary GPT is damaged"):
         grow(mapper, _disk(path), 2)

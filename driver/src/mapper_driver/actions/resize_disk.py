@@ -45,6 +45,7 @@ def resize_disk(given: ResizeDisk, vm: VirtualMachine, node: Node) -> None:
             subject=container,
             hint="attach it again, or restart the machine",
         )
+    capabilities.refuse_to_shrink(image, mapped.size, size)
     number = growth.plan_mounted(mapped, storage.directory(disk.id), size)
     capabilities.resize(node.mapper, image, size)
     try:
