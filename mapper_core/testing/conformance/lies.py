@@ -108,7 +108,7 @@ class OnLies(OnBench):
                 with pytest.raises((MapperError, OSError)) as caught:
                     liar.map(disk, bench.options(Access.READ_ONLY), user=USER)
                 found.append(caught.value)
-                assert bench.mapper.journal.ids() == before
+                assert bench.mapper.journal.ids() == before, repr(caught.value)
         assert not difference(bench.content(disk), content), "the plugin does not work any more"
         bench.note("values", len(found))
         return found
