@@ -1,4 +1,6 @@
-"""A daemon that dies at a chosen moment of an action: a second socket of it, which sees each request of the driver pass."""
+"""What happens at a chosen moment of an action, mostly that the daemon dies: a second socket of it, which sees each request of the
+driver pass.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,11 @@ _CHANGING = ("PUT", "POST", "PATCH", "DELETE")
 
 @dataclass(frozen=True)
 class Moment:
-    """When a daemon dies.
+    """When it happens.
 
     :param number: at which request of the kind, counted from 1.
     :param changing: at one that changes something, or at one that only asks.
-    :param when: once the request has been handed to it, it dies as soon as this is true.
+    :param when: after the request has been handed to the daemon, as soon as this is true.
     :param with_driver: the driver is killed as well, so that it cannot undo anything.
     """
 
@@ -37,10 +39,11 @@ class Door:
     """What comes in is handed on to the daemon.
 
     :param real: the daemon's own socket; the one for the driver is in the same directory.
-    :param kill: ends the daemon, and returns when it has ended.
+    :param kill: ends the daemon, and returns when it has ended. Without it the daemon lives, and the driver gets its answer at the
+        moment.
     """
 
-    def __init__(self, real: str, kill: Callable[[], None]) -> None:
+    def __init__(self, real: str, kill: Callable[[], None] | None = None) -> None:
         self.path = f"{os.path.dirname(real)}/door.socket"
         self._real, self._kill = real, kill
         self._lock = threading.Lock()
@@ -89,8 +92,10 @@ class Door:
             real.connect(self._real)
             real.sendall(request)
             if self._is_moment(request):
-                self._end(asking)
-                return
+                self._wait_for_it()
+                if self._kill is not None:
+                    self._end(asking, self._kill)
+                    return
             while data := real.recv(1 << 16):
                 asking.sendall(data)
 
@@ -100,11 +105,13 @@ class Door:
             self._count += request.partition(b" ")[0].decode() in kinds
             return self._count == self._moment.number and not self._killed.is_set()
 
-    def _end(self, asking: socket.socket) -> None:
+    def _wait_for_it(self) -> None:
         until = time.monotonic() + _SECONDS / 2
         while not self._moment.when() and time.monotonic() < until:
             pass  # what it waits for may last a few milliseconds only
-        self._kill()
+
+    def _end(self, asking: socket.socket, kill: Callable[[], None]) -> None:
+        kill()
         if self._moment.with_driver:  # which does not see the end of the daemon before we hang up
             pid, _, _ = struct.unpack("3i", asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
             os.kill(pid, signal.SIGKILL)

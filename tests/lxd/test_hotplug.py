@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from mapper_driver import unfinished
 from mapper_driver.lxd import cgroups, limits
 from mapper_driver.lxd.client import LxdClient
 from mapper_driver.lxd.model import InstanceSpec, Status
@@ -23,6 +24,7 @@ from mapper_core.testing import disks
 from mapper_core.testing.disks import Part
 
 from .conftest import Lab, lxd_is_enough
+from .dying import Door, Moment
 from .machine import Machine, ok
 from .one import One, disk_xml
 from .plug import Plug
@@ -218,9 +220,16 @@ def test_what_the_guest_covers_cannot_be_taken_back_until_it_is_free(
     """U-03: the error of attach_disk says so, and detach_disk does not unmount what is the guest's instead."""
     machine = plug.machine
     before = plug.state()
-    cover = "until grep -q ' /media/20 ' /proc/mounts; do :; done; exec mount -t tmpfs none /media/20"
+    cover = "until grep -q ' /media/20 ' /proc/mounts; do sleep 0.05; done; exec mount -t tmpfs none /media/20"
     plug.start_inside("sh", "-c", cover)
-    done = plug.attach(20, plug.make(20))
+    pid, door = machine.client.state(machine.name).pid, Door(lab.socket)
+
+    def is_covered() -> bool:
+        return [entry.fstype for entry in mountinfo.entries(pid) if entry.target == "/media/20"][-1:] == ["tmpfs"]
+
+    door.arm(Moment(when=is_covered))
+    with door.open():  # the driver hears that it is attached when the guest has covered it
+        done = plug.attach(20, plug.make(20), LXD_SOCKET=door.path)
     assert done.returncode == 14 and "none is at /media/20" in done.stderr
     for said in ("disk 20 is still held", "(tmpfs) over it", "umount /media/20", "mapper-cli reconcile"):
         assert said in done.stderr
@@ -328,16 +337,19 @@ def test_killed_at_any_moment(plug: Plug, lab: Lab, tmp_path: Path, monkeypatch:
     nothing that is in use.
     """
     monkeypatch.setenv("LXD_SOCKET", lab.socket)  # for reconcile
-    machine, disk = plug.machine, plug.make(2)
+    machine, disk, runtime = plug.machine, plug.make(2), Mapper.open().runtime
     killer = tmp_path / "killer"
     driver = Path(sys.executable).parent / "mapper-driver"
     for moment in (0.25, 0.35, 0.42, 0.5):
         killer.write_text(f'#!/bin/sh\nexec timeout -s KILL {moment} {driver} "$@"\n')
         killer.chmod(0o755)
-        done = plug.attach(2, disk, MAPPER_DRIVER=str(killer))
-        if done.returncode != 0 and moment > 0.4:
+        plug.attach(2, disk, MAPPER_DRIVER=str(killer))
+        begun = unfinished.written_down(runtime, machine.name)
+        if moment > 0.4:
             assert reconcile(Mapper.open()).problems == ()
-            assert "/media/2" not in machine.seen() and Mapper.open().find(str(plug.path(2))) is None
+            there = "/media/2" in machine.seen()
+            assert there == (Mapper.open().find(str(plug.path(2))) is not None)
+            assert not (begun and there) and unfinished.written_down(runtime, machine.name) == ()
         ok(plug.attach(2, disk))
         assert machine.inside("cat", "/media/2/number") == "2"
         plug.detach(2, MAPPER_DRIVER=str(killer))
