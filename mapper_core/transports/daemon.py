@@ -23,8 +23,8 @@ from mapper_core.process import run
 _LOCK = "alive"
 _PID = "pid"
 
-#: After this time between two looks at what still holds the lock, seconds.
-_LOOK_SECONDS = 0.05
+#: After this time what has not ended is asked again, seconds.
+_AGAIN_SECONDS = 1.0
 
 
 def pid_file(directory: str) -> str:
@@ -57,6 +57,10 @@ def start(argv: tuple[str, ...], directory: str, *, seconds: float, subject: str
 def stop(directory: str, program: str, *, seconds: float) -> None:
     """End whatever was started for a directory; a daemon gets SIGTERM, on which qemu's programs write their caches back.
 
+    It gets more than one when it needs them. The main loop of qemu-storage-daemon (7.2) looks whether it was asked to end, and then
+    waits for an event: a signal between the two is lost. That happens to one in some thousand, as what the end of a device
+    has to do with the export makes the loop turn just then.
+
     :param program: its name, as the kernel shows it (the first 15 characters).
     :raises DeadlineExceeded: something still runs.
     """
@@ -72,7 +76,7 @@ def stop(directory: str, program: str, *, seconds: float) -> None:
                 ours = process.name == program[:15]
                 process_info.terminate(process.pid, process.start_time, signal.SIGTERM if ours else signal.SIGKILL)
                 with contextlib.suppress(DeadlineExceeded):
-                    wait = deadline - time.monotonic() if known else _LOOK_SECONDS
+                    wait = min(_AGAIN_SECONDS, deadline - time.monotonic())
                     process_info.wait_gone(process.pid, process.start_time, max(0.0, wait))
             known = ()
             if time.monotonic() > deadline:
