@@ -129,6 +129,14 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON; errors are JSON on stderr then")
 
 
+def add_verbose(parser: argparse.ArgumentParser, default: object = argparse.SUPPRESS) -> None:
+    """How much is said.
+
+    :param default: ``SUPPRESS`` below a parser that has the option too: else a ``-v`` before the command would be overwritten.
+    """
+    parser.add_argument("-v", "--verbose", action="store_true", default=default, help="say more on stderr")
+
+
 # --- the arguments of each command ---------------------------------------------------------------------------
 
 
@@ -220,11 +228,24 @@ def for_resize(parser: argparse.ArgumentParser) -> None:
 def for_image(parser: argparse.ArgumentParser) -> None:
     """Those of ``image``."""
     actions = parser.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
-    convert = actions.add_parser("convert", help="make a copy in another format", allow_abbrev=False)
+    convert = actions.add_parser(
+        "convert",
+        help="make a copy in another format",
+        description="Copies a disk into a new image. The source is mapped read-only meanwhile; nothing is ever overwritten.",
+        formatter_class=parser.formatter_class,
+        allow_abbrev=False,
+    )
     _completes(convert.add_argument("image", metavar="IMAGE", help="what is copied"), COMPLETE_FILE)
     _add_target(convert)
     add_declaration(convert)
-    make = actions.add_parser("build", help="make a new image with a system in it", allow_abbrev=False)
+    make = actions.add_parser(
+        "build",
+        help="make a new image with a system in it",
+        description="Makes a new image with one filesystem, and fills it from an archive (--from-tar) or from Debian's packages\n"
+        "(--suite): one of the two is needed. Nothing is ever overwritten.",
+        formatter_class=parser.formatter_class,
+        allow_abbrev=False,
+    )
     _add_target(make)
     make.add_argument("--size", metavar="SIZE", type=_size, required=True, help="of the disk: 512M, 10G, 1.5T")
     make.add_argument(
@@ -233,17 +254,18 @@ def for_image(parser: argparse.ArgumentParser) -> None:
     make.add_argument(
         "--suite", metavar="NAME", default="", help="a release of Debian, built from its packages: bookworm"
     )
-    make.add_argument("--mirror", metavar="URL", default="", help="of its packages")
+    make.add_argument("--mirror", metavar="URL", default="", help="where its packages come from")
     make.add_argument(
         "--package",
         metavar="NAME",
         action="append",
         default=[],
-        help="add one to those that every system has; can be repeated",
+        help="package of Debian to be added; can be repeated",
     )
     make.add_argument("--filesystem", metavar="TYPE", default="ext4", help="ext4 (default), xfs or btrfs")
     for action in (convert, make):
         add_json(action)
+        add_verbose(action)
 
 
 def _add_target(parser: argparse.ArgumentParser) -> None:

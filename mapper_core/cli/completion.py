@@ -51,7 +51,7 @@ def script(shell: str) -> str:
         import shtab
     except ImportError as error:
         raise ToolMissing(
-            "completion needs the Python package shtab", subject="shtab", hint="pip install 'mapper-core[completion]'"
+            "completion needs the Python package shtab", subject="shtab", hint="pip install shtab"
         ) from error
     preamble = {"bash": _BASH, "zsh": _ZSH}[shell].replace("@TRANSPORTS@", " ".join(TRANSPORTS))
     text: str = shtab.complete(parser.build(), shell=shell, preamble=preamble)

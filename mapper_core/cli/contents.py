@@ -51,7 +51,11 @@ def contents_of(arguments: Arguments, output: Output) -> Contents:
     mapped = mapper.find(target) if _may_read_journal(mapper) else None
     if mapped is not None and (not is_device or real in (mapped.device, mapped.disk.source)):
         if arguments.format not in (None, mapped.disk.format) and real != mapped.device:
-            raise MappedDifferently(f"is mapped as {mapped.disk.format}, not as {arguments.format}", subject=target)
+            raise MappedDifferently(
+                f"is mapped as {mapped.disk.format}, not as {arguments.format}",
+                subject=target,
+                hint=f"--format {mapped.disk.format}, or unmap it first",
+            )
         return _read_mapped(mapped)
     if is_device:  # also a partition of a disk that is mapped
         return _read(mapper, real)

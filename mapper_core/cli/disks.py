@@ -190,7 +190,11 @@ def inspect(arguments: Arguments, output: Output) -> int:
     disk = disk_from(arguments, mapper.registry, output)
     image = mapper.inspect(disk)
     if image is None:
-        raise NotSupported(f"the plugin {disk.format} cannot inspect images", subject=disk.source)
+        raise NotSupported(
+            f"the plugin {disk.format} cannot inspect images",
+            subject=disk.source,
+            hint="`mapper-cli plugins` shows what each format can",
+        )
     if output.style is Style.JSON:
         output.json(image)
         return 0

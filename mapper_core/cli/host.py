@@ -50,7 +50,7 @@ def plugins(_arguments: Arguments, output: Output) -> int:
         ),
     )
     if not found:
-        output.remark("no plugin is installed; try: pip install mapper-raw mapper-qcow2 mapper-vmdk")
+        output.remark("no plugin is installed; those of Mapper are in the folder plugins of its repository")
     return 0
 
 

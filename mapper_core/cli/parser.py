@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, NoReturn, TypedDict
 
+from mapper_core.cli.arguments import add_verbose
 from mapper_core.cli.commands import COMMANDS, Command
 from mapper_core.cli.output import PROGRAM
 from mapper_core.errors import UsageError
@@ -130,6 +131,7 @@ _HABITS_OF_OPTIONS = {
     "-a": "map",
     "-c": "map",
     "--connect": "map",
+    "-f": "map",
     "-d": "unmap",
     "--detach": "unmap",
     "--disconnect": "unmap",
@@ -195,7 +197,7 @@ def build() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
-    _add_verbose(parser, default=False)
+    add_verbose(parser, default=False)
     commands = parser.add_subparsers(
         title="commands", dest="command", metavar="COMMAND", parser_class=_Parser, prog=PROGRAM
     )
@@ -223,11 +225,7 @@ def _texts(command: Command) -> _Texts:
 def _add_arguments(parser: argparse.ArgumentParser, command: Command) -> None:
     parser.set_defaults(handler=command.handler)
     command.add(parser)
-    _add_verbose(parser, default=argparse.SUPPRESS)  # else it would overwrite a -v before the command
-
-
-def _add_verbose(parser: argparse.ArgumentParser, default: object) -> None:
-    parser.add_argument("-v", "--verbose", action="store_true", default=default, help="say more on stderr")
+    add_verbose(parser)
 
 
 def _examples(command: Command) -> str:

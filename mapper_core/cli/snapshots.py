@@ -20,9 +20,13 @@ def snapshot(arguments: Arguments, output: Output) -> int:
     """Do what the first word says."""
     action, name = arguments.action, arguments.name
     if action == "list" and name is not None:
-        raise UsageError("snapshot list takes no name", subject=name)
+        raise UsageError("snapshot list takes no name", subject=name, hint="it lists all snapshots of the image")
     if action != "list" and name is None:
-        raise UsageError(f"snapshot {action} needs the name of a snapshot", subject="snapshot")
+        raise UsageError(
+            "the name of the snapshot is missing",
+            subject=f"snapshot {action}",
+            hint=f"mapper-cli snapshot {action} IMAGE NAME -f FORMAT",
+        )
     mapper = Mapper.open()
     disk = disk_from(arguments, mapper.registry, output)
     if action == "list":

@@ -47,6 +47,24 @@ def test_verbose_stands_before_or_behind_the_command(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    "line", ["image convert a b -O raw -v", "image -v convert a b -O raw", "-v image convert a b -O raw"]
+)
+def test_verbose_stands_behind_an_action_too(line: str) -> None:
+    found = parser.parse(line.split())
+    assert found.verbose and found.action == "convert"
+
+
+@pytest.mark.parametrize("action", ["convert", "build"])
+def test_the_help_of_an_action_says_what_it_does(action: str) -> None:
+    with pytest.raises(parser.HelpWanted) as found:
+        parser.parse(["image", action, "--help"])
+    assert (
+        f"usage: mapper-cli image {action} " in found.value.text
+        and "nothing is ever overwritten" in found.value.text.lower()
+    )
+
+
+@pytest.mark.parametrize(
     ("text", "expected"),
     [("100000:65536", (100000, 65536)), ("0:1", (0, 1)), ("4294901760:65535", (4294901760, 65535))],
 )
@@ -78,6 +96,7 @@ def test_an_idmap_that_makes_no_sense_is_refused(text: str) -> None:
         (["help"], "there is no command 'help'", "did you mean: mapper-cli --help"),
         (["-d", "/dev/loop0"], "a command is missing before -d", "did you mean: mapper-cli unmap"),
         (["-c", "/dev/nbd0", "a.qcow2"], "a command is missing before -c", "did you mean: mapper-cli map"),
+        (["-f", "disk.img"], "a command is missing before -f", "did you mean: mapper-cli map"),
         (["-l"], "a command is missing before -l", "did you mean: mapper-cli ls"),
         (["map", "-P", "a"], "unrecognized arguments: -P", "partitions have their devices without being asked for"),
         (["map", "--show", "-f", "a"], "required: IMAGE", "the device is printed without being asked"),
