@@ -1,4 +1,4 @@
-"""The pages of the documentation are followed word by word, by somebody who has nothing but them and the wheels."""
+"""The pages of the documentation are followed word by word, by somebody who has nothing but them, a clone and an index."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DOCS = ROOT / "docs"
 
 def test_a_plugin_in_15_minutes(author_house: Wheelhouse, tmp_path: Path, runtime_dir: Path) -> None:
     """The tutorial ends with a plugin that passes everything, maps an image, and is a wheel."""
-    environment = {**shell(author_house, tmp_path), "MAPPER_RUNTIME_DIR": str(runtime_dir)}
+    environment = {**shell(author_house, tmp_path), "MAPPER": str(ROOT), "MAPPER_RUNTIME_DIR": str(runtime_dir)}
     with Reader(DOCS / "write-a-plugin.md", tmp_path, environment) as reader:
         assert reader.follow() > 15
         for block in reader.unseen:

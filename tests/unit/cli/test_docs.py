@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import re
 from pathlib import Path
@@ -12,8 +13,26 @@ import pytest
 from mapper_core import errors
 from mapper_core.cli import main, parser
 from mapper_core.cli.commands import COMMANDS
+from mapper_core.doctor.check import Check
+from mapper_core.grow import Grown
+from mapper_core.model import (
+    Disk,
+    Filesystem,
+    ImageInfo,
+    MappedDisk,
+    Mount,
+    MountPlan,
+    Partition,
+    PartitionTable,
+    Reference,
+    Skipped,
+    Snapshot,
+    Volume,
+)
+from mapper_core.reconcile import Action, Report
 from mapper_core.registry import BLOCK_ENVIRONMENT, EntryPoint, Registry
 from mapper_core.runtime import ENVIRONMENT
+from mapper_core.tree.mounted import MountedTree
 
 pytestmark = pytest.mark.unit
 
@@ -109,11 +128,33 @@ def test_the_plugin_of_the_readme_is_one(tmp_path: Path, monkeypatch: pytest.Mon
     assert registry.formats() == ("vhdx",)
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/cli.md", "docs/exit-codes.md"])
-def test_links_lead_somewhere(name: str) -> None:
-    page = ROOT / name
-    links = re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8"))
-    assert [link for link in links if not (page.parent / link).exists()] == []
+@pytest.mark.parametrize(
+    ("row", "model"),
+    [
+        ("disk", Disk),
+        ("mapped disk", MappedDisk),
+        ("table", PartitionTable),
+        ("partition", Partition),
+        ("filesystem", Filesystem),
+        ("plan", MountPlan),
+        ("plan", Mount),
+        ("plan", Volume),
+        ("plan", Skipped),
+        ("`inspect`", ImageInfo),
+        ("`inspect`", Reference),
+        ("`mount`", MountedTree),
+        ("`resize`", Grown),
+        ("`snapshot list`", Snapshot),
+        ("`doctor`", Check),
+        ("`reconcile`", Report),
+        ("`reconcile`", Action),
+    ],
+)
+def test_the_members_of_json_are_documented(row: str, model: type) -> None:
+    """A member that is renamed, or new, has to be on the page: programs read it."""
+    section = CLI.partition("\n## JSON\n")[2]
+    (members,) = re.findall(rf"^\| {re.escape(row)} \| (.*) \|$", section, re.MULTILINE)
+    assert {field.name for field in dataclasses.fields(model)} <= set(re.findall(r"`(\w+)`", members))
 
 
 def test_the_readme_shows_commands_that_exist() -> None:
