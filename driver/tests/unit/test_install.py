@@ -145,6 +145,20 @@ def test_a_node_alone(tmp_path: Path) -> None:
     assert not [path for path in tmp_path.rglob("*") if not path.is_dir()] and not (tmp_path / "etc").exists()
 
 
+def test_the_boot_service_holds_up_no_other_and_ends_nothing(tmp_path: Path) -> None:
+    """A service comes after basic.target and this after all sockets (systemd.service(5), bootup(7)): before one of them
+    would be a cycle, and systemd leaves out sockets.target to break it. And one failure must not end the storage daemons
+    of the others (systemd.kill(5)).
+    """
+    _install(tmp_path, Part.NODE)
+    text = (tmp_path / "etc/systemd/system/mapper-driver-boot.service").read_text()
+    options = dict(line.split("=", 1) for line in text.splitlines() if "=" in line and not line.startswith("#"))
+    before = options["Before"].split()
+    assert {"lxd.service", "snap.lxd.daemon.service", "incus.service"} <= set(before)
+    assert "DefaultDependencies" not in options and all(unit.endswith(".service") for unit in before)
+    assert options["KillMode"] == "process"
+
+
 def test_samples_fit_the_version(tmp_path: Path) -> None:
     def sample(version: str) -> str:
         items = plan.make(Part.FRONTEND, version, "oneadmin", str(tmp_path)).items
