@@ -84,6 +84,7 @@ def run(
     inherit: tuple[int, ...] = (),
     capabilities: tuple[int, ...] = (),
     writes: tuple[str, ...] | None = None,
+    ends_with_us: bool = False,
 ) -> Output:
     """Run a program and wait for it.
 
@@ -97,6 +98,7 @@ def run(
     :param capabilities: what it needs of root's, besides reading and writing the files of others.
     :param writes: all files that it may change, where the kernel can see to that (:mod:`mapper_core.linux.landlock`);
         ``None``: any.
+    :param ends_with_us: it is killed when this process is. What must not be interrupted goes on by itself.
     :raises ToolMissing: the program is not installed.
     :raises KernelError: it cannot be started, or not with so few rights.
     :raises CommandFailed: it ended with another status, or by a signal.
@@ -111,10 +113,11 @@ def run(
 
     with _signals_later():
         from mapper_core.linux import landlock
-        from mapper_core.linux.confine import CAP_DAC_OVERRIDE, confinement
+        from mapper_core.linux.confine import CAP_DAC_OVERRIDE, confinement, end_with_this_process
 
         sh = _load_sh()
         confine = confinement((CAP_DAC_OVERRIDE, *capabilities))
+        end = end_with_this_process() if ends_with_us else None
 
     out, err = _Kept(limit), _Kept(limit)
     command: Any = None
@@ -126,6 +129,8 @@ def run(
                 confine()
                 if rules is not None:
                     landlock.restrict(rules)
+                if end is not None:
+                    end()
 
             command = sh.Command(program)(
                 *argv[1:],

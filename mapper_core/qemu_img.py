@@ -56,8 +56,9 @@ def change(image: ImageInfo, command: str, *arguments: str, after: tuple[str, ..
     own = (item.path for item in image.references if item.kind is not ReferenceKind.BACKING)
     argv = ("qemu-img", command, "-q", *arguments, name, *after)
     try:
-        # its tables were written by a stranger: whatever they do to qemu-img, other files stay as they are
-        run(argv, timeout=SECONDS, subject=image.path, writes=(image.path, *own))
+        # its tables were written by a stranger: whatever they do to qemu-img, other files stay as they are. And what we
+        # have begun is not to happen after somebody has looked at the image again because we were killed
+        run(argv, timeout=SECONDS, subject=image.path, writes=(image.path, *own), ends_with_us=True)
     except CommandFailed as error:
         raise explained(error, image.path) from error
 

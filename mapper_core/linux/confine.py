@@ -7,7 +7,9 @@ the user id 0 gives any of them to what it executes.
 
 from __future__ import annotations
 
+import os
 import resource
+import signal
 from typing import TYPE_CHECKING
 
 from mapper_core.linux.syscalls import call, libc
@@ -30,7 +32,9 @@ CAP_MKNOD = 27
 CAP_SETFCAP = 31
 _VERSION_3 = 0x20080522
 
-_PR_SET_NO_NEW_PRIVS = 38  # include/uapi/linux/prctl.h
+# include/uapi/linux/prctl.h
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NO_NEW_PRIVS = 38
 
 #: Private memory that can be written, bytes. qemu 7.2 needs some 20 MiB and at most 32 MiB for the tables of each image
 #: of a chain. Not RLIMIT_AS: the C library reserves far more than it uses, for each thread.
@@ -73,6 +77,21 @@ def confinement(capabilities: Iterable[int]) -> Callable[[], None]:
             raise OSError(ctypes.get_errno(), "capset")
 
     return confine
+
+
+def end_with_this_process() -> Callable[[], None]:
+    """Return what makes the process that calls it, between fork and exec, be killed when this one ends (:manpage:`prctl(2)`).
+
+    More exactly, when the thread ends that has forked. The daemons that it forks itself are not.
+    """
+    parent = os.getpid()
+
+    def end() -> None:
+        call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:  # it has ended before we could say that
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return end
 
 
 def _lowered(kind: int, limit: int) -> int:

@@ -1,6 +1,7 @@
 """Running programs: argument lists, a deadline, all of the output, and never an error that looks like a result."""
 
 import os
+import select
 import subprocess
 import sys
 import time
@@ -117,3 +118,32 @@ def run_python(code: str) -> str:
     """Run a new interpreter, which has loaded nothing yet."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
     return done.stdout.strip()
+
+
+@pytest.mark.parametrize("ends_with_us", [True, False])
+def test_a_program_outlives_us_unless_it_is_not_to(tmp_path: Path, ends_with_us: bool) -> None:
+    """A command that was killed is repeated: what it had begun must not happen after that has looked at the image."""
+    say = f"echo $$ > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/pid; exec cat"
+    script = f"""
+from mapper_core.process import run
+run(("sh", "-c", {say!r}), timeout=60, stdin=0, ends_with_us={ends_with_us})
+"""
+    # as long as its standard input is open, cat does not end by itself
+    caller = subprocess.Popen((sys.executable, "-c", script), stdin=subprocess.PIPE)
+    try:
+        until = time.monotonic() + 30
+        while not (tmp_path / "pid").exists():
+            assert time.monotonic() < until and caller.poll() is None
+            time.sleep(0.01)
+        program = os.pidfd_open(int((tmp_path / "pid").read_text()))
+        caller.kill()
+        caller.wait(30)
+        ended = bool(select.select([program], [], [], 30 if ends_with_us else 0.5)[0])
+        assert ended == ends_with_us
+    finally:
+        assert caller.stdin is not None
+        caller.stdin.close()
+        caller.kill()
+        caller.wait(30)
+    assert select.select([program], [], [], 30)[0]
+    os.close(program)
