@@ -39,11 +39,17 @@ def parse_identity(document: Document, datastore_location: str) -> VmIdentity:
     datastore_id = _datastore_id(vm)
     return VmIdentity(
         id=number,
-        name=vm.text("NAME"),
+        name=_name(vm),
         deploy_id=vm.matching("DEPLOY_ID", fields.INSTANCE, "a name of a container"),
         datastore_id=datastore_id,
         datastore_dir=_base_path(document) or f"{datastore_location}/{datastore_id}",
     )
+
+
+def _name(vm: Fields) -> str:
+    """``NAME``, as it can be shown. A machine that runs may be given any, with characters that are not printable, and must end."""
+    name = vm.multiline("NAME").strip()[: fields.MAX_TEXT]
+    return "".join(character if fields.printable(character) else "?" for character in name)
 
 
 def _datastore_id(vm: Fields) -> int:
