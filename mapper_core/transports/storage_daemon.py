@@ -7,11 +7,16 @@ The FUSE export of qemu up to 7.2 at least corrupts data when two writes are in 
 its data is still in a buffer that the next request overwrites. One request at a time on the FUSE connection
 (``max_background`` of fusectl, see Documentation/filesystems/fuse.rst) avoids it; it is set before the first byte is
 written.
+
+The same export (until qemu 8.0) takes a hole that is to be punched for a mere discard, and says that it is done where nothing was.
+A loop device has holes punched also where a filesystem wants zeros (``lo_fallocate`` of ``drivers/block/loop.c``), and what was
+there before would show through. So a filter refuses discards (:func:`_definition`): then the kernel writes the zeros.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 
@@ -70,7 +75,7 @@ class StorageDaemonTransport:
                 "--pidfile", daemon.pid_file(scope.directory),
                 "--chardev", f"socket,id=qmp,path={_escape(_socket(scope.directory))},server=on,wait=off",
                 "--monitor", "qmp",
-                "--blockdev", json.dumps(to_json(node, access)),
+                "--blockdev", json.dumps(_definition(node, access)),
                 "--export",
                 f"type=fuse,id=disk,node-name={ROOT_NODE},mountpoint={_escape(export)},writable={writable},allow-other=off",
             ),
@@ -138,6 +143,23 @@ class StorageDaemonTransport:
         daemon.stop(resource.directory, PROGRAM, seconds=STOP_SECONDS)
         _unmount_export(resource.directory)
         daemon.remove_files(resource.directory, "disk", "qmp.sock")
+
+
+def _definition(node: BlockNode, access: Access) -> dict[str, object]:
+    """Return what is exported: the image, and above it the filter that refuses discards; see the module.
+
+    After ENOSYS the kernel knows that this server has no fallocate (``fuse_file_fallocate`` of ``fs/fuse/file.c``); of another
+    error it would make a write that has failed. Later versions of qemu write zeros into the hole and discard nothing.
+    """
+    return {
+        "driver": "blkdebug",
+        "node-name": ROOT_NODE,
+        "read-only": access is Access.READ_ONLY,
+        "discard": "unmap",  # otherwise they would not come as far as this, and succeed
+        "detect-zeroes": "on",  # so that zeros take no more room than a hole
+        "inject-error": [{"event": "none", "iotype": "discard", "errno": errno.ENOSYS}],
+        "image": {**to_json(node, access), "node-name": f"{ROOT_NODE}-image"},
+    }
 
 
 def _follow(export: str, device: str) -> int:

@@ -4,6 +4,9 @@ The FUSE export of qemu 7.2 corrupts data with two writes in flight unless it is
 that notices when the limit is lost.
 """
 
+import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -71,6 +74,40 @@ def test_a_chain_keeps_its_bases(mapper: Mapper, tmp_path: Path) -> None:
     mapper.unmap(mapped.device, user="t")
     assert base.read_bytes() == before
     disks.run("qemu-img", "check", "-f", "qcow2", str(tmp_path / "snap/2"))
+
+
+@pytest.mark.parametrize("kind", ["qcow2", "vmdk"])
+def test_what_a_filesystem_wants_to_be_zero_is_zero(mapper: Mapper, tmp_path: Path, kind: str) -> None:
+    """A loop device has holes punched for that, which the export of qemu 7.2 takes for discards of whole clusters, or of none."""
+    image, top = _empty(tmp_path / "disk", kind, ()), tmp_path / "top"
+    top.mkdir()
+    device = mapper.map(Disk(str(image), kind), MapOptions(transport="storage_daemon"), user="t").device
+    with open(device, "r+b", buffering=0) as disk:
+        for _ in range(128):
+            disk.write(b"!" * MIB)
+    # what was there stays, and the kernel (6.18) zeroes the rest of an extent at once when a part of it is written
+    disks.run("mkfs.ext4", "-q", "-F", "-E", "nodiscard", device)
+    zeroes, block = bytes(8 * 4096), b"new".ljust(4096)
+    with _mounted(device, top):
+        for number in range(16):
+            with open(top / str(number), "wb", buffering=0) as file:
+                os.posix_fallocate(file.fileno(), 0, len(zeroes))
+                os.pwrite(file.fileno(), block, 4096)
+                os.fsync(file.fileno())
+    with _mounted(device, top):
+        found = [(top / str(number)).read_bytes() for number in range(16)]
+    assert [content.count(b"!") for content in found] == [0] * 16
+    assert set(found) == {zeroes[:4096] + block + zeroes[8192:]}
+    mapper.unmap(device, user="t")
+
+
+@contextlib.contextmanager
+def _mounted(device: str, directory: Path) -> Iterator[None]:
+    disks.run("mount", "-o", "nodioread_nolock", device, str(directory))
+    try:
+        yield
+    finally:
+        disks.run("umount", str(directory))
 
 
 def test_every_transport_says_whether_it_works_here_and_why_not() -> None:
