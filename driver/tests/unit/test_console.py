@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 from pathlib import Path
 
 import pytest
-from mapper_driver.console import definition, viewer
+from mapper_driver.console import control, definition, viewer
 from mapper_driver.console.definition import Console, console_of
 from mapper_driver.console.server import MAX_CONNECTIONS, MAX_VIEWERS, Listener
+from mapper_driver.errors import ConsoleUnavailable
 from mapper_driver.opennebula.config import Vnc
 from mapper_driver.opennebula.vm import Graphics
 
@@ -63,6 +65,22 @@ def test_files(tmp_path: Path) -> None:
     path.write_text('{"version": 1, "container": "one-7"}')
     with pytest.raises(StateCorrupt, match="misses or garbles a field"):
         definition.read(str(path))
+
+
+@pytest.mark.timeout(60)
+def test_a_server_that_hangs_holds_up_no_action(short_dir: Path) -> None:
+    """A connection to a queue that is full would wait for ever (unix(7))."""
+    path = str(short_dir / "console.sock")
+    assert control._connect(path) is None
+    with socket.socket(socket.AF_UNIX) as hangs, contextlib.ExitStack() as waiting:
+        hangs.bind(path)
+        hangs.listen(0)
+        with pytest.raises(ConsoleUnavailable, match="answers nobody"):
+            for _ in range(5):
+                connection = control._connect(path)
+                assert connection is not None
+                assert waiting.enter_context(connection).gettimeout() == control.SECONDS
+    assert control._connect(path) is None
 
 
 def test_nobody_tries_all_passwords() -> None:

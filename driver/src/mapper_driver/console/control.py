@@ -65,7 +65,6 @@ def reload(runtime: Runtime) -> None:
                 return
             connection = _start(files, path)
         with connection:
-            connection.settimeout(SECONDS)
             connection.sendall(RELOAD)
             answer = connection.makefile("rb").read()
     if answer != DONE:
@@ -75,13 +74,21 @@ def reload(runtime: Runtime) -> None:
 
 
 def _connect(path: str) -> socket.socket | None:
-    """A connection to the server; ``None`` when there is none."""
+    """A connection to the server; ``None`` when there is none.
+
+    :raises ConsoleUnavailable: it takes none.
+    """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(SECONDS)  # with none, it would wait for a place in the queue of a server that hangs
     try:
         connection.connect(path)
     except (FileNotFoundError, ConnectionRefusedError):
         connection.close()
         return None
+    except BlockingIOError as error:
+        connection.close()
+        hint = "end that process; the next action starts another"
+        raise ConsoleUnavailable("the console server answers nobody", subject=path, hint=hint) from error
     return connection
 
 
