@@ -74,7 +74,9 @@ def size_of(mapper: Mapper, disk: Disk) -> int:
     """
     identity = mapper.identify(disk)
     mapped = mapper.find(identity.id)
-    return mapped.size if mapped is not None else _known(mapper.inspect_for(disk, identity, _WRITE), disk).virtual_size
+    if mapped is not None:
+        return mapped.size
+    return _known(mapper.inspect_for(disk, identity, MapOptions(Access.READ_ONLY)), disk).virtual_size
 
 
 def resize(mapper: Mapper, disk: Disk, size: int) -> None:

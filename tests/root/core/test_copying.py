@@ -43,6 +43,15 @@ def test_somebody_looks_at_the_source_when_the_copy_is_done(mapper: Mapper, bare
     assert mapper.mapped() == ()
 
 
+def test_a_source_that_cannot_be_written(mapper: Mapper, bare: Path, tmp_path: Path) -> None:
+    """Nor need it be: its size is asked for, and then it is read."""
+    source, target = tmp_path / "source", tmp_path / "copy"
+    options = ("-f", "raw", "-O", "vmdk", "-o", "subformat=streamOptimized")
+    disks.run("qemu-img", "convert", *options, str(bare), str(source))
+    convert(mapper, Disk(str(source), "vmdk"), Disk(str(target), "raw"), lambda _done, _whole: None)
+    assert target.read_bytes() == bare.read_bytes()
+
+
 @pytest.mark.parametrize("kind", ["raw", "qcow2"])
 def test_no_room_for_the_copy(mapper: Mapper, tmp_path: Path, kind: str) -> None:
     """The device says no more than that it could not write."""
