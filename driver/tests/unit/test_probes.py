@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import base64
+import random
+import zlib
+from typing import cast
 
 import pytest
+from mapper_driver.actions import exec as execution
 from mapper_driver.instance import STATUS_KEY
 from mapper_driver.lxd.answers import instance, state
 from mapper_driver.lxd.blockio import Transfers, devices_of, parse_device, parse_v1, parse_v2
-from mapper_driver.lxd.glance import Glance
-from mapper_driver.lxd.model import ExecResult, Status
+from mapper_driver.lxd.client import LxdClient
+from mapper_driver.lxd.glance import Glance, Piece
+from mapper_driver.lxd.model import ExecResult, Instance, Status
 from mapper_driver.monitor import MachineState, Usage, attributes
 from mapper_driver.opennebula.protocol import knows_wild
 from mapper_driver.probes import executions, host, machines
@@ -17,6 +22,7 @@ from mapper_driver.probes.changes import TIMES_MISSING, History, Known, Seen, ma
 from mapper_driver.probes.run import parse
 
 from mapper_core.errors import UsageError
+from mapper_core.mapping import Mapper
 
 pytestmark = pytest.mark.unit
 
@@ -242,6 +248,48 @@ def test_the_result_of_a_command() -> None:
         and text.count("\n") == 1
     )
     assert base64.b64encode(b'"err"\n').decode() in text
+
+
+class _Daemon:
+    """Knows containers in which a command has ended, and what it has written."""
+
+    def __init__(self, written: dict[str, bytes]) -> None:
+        self.written = written
+        self.asked = {execution.KEY: f"{'0' * 36} {'f' * 32}"}
+
+    def instance(self, name: str) -> Instance:
+        return instance({"name": name, "status": "Running", "config": self.asked if name in self.written else {}}, "")
+
+    def output(self, name: str, command: str, stream: str, wanted: str) -> Piece:
+        if stream == "stderr":
+            return Piece(b"\nexit 0\n", 8)
+        return Piece(self.written[name][: execution.MAX_OUTPUT], len(self.written[name]))
+
+    def set_config(self, name: str, changes: dict[str, str | None]) -> None:
+        assert changes == {execution.KEY: None}
+
+    def forget_output(self, name: str, command: str) -> None:
+        del self.written[name]
+
+
+def test_results_of_many_commands_are_told_in_answers_that_arrive() -> None:
+    """The agent sends an answer as one datagram, encrypted perhaps, in base64; a larger one is lost for ever."""
+    largest = executions.line(2**31 - 1, ExecResult(255, *[b"x" * execution.MAX_OUTPUT] * 2))
+    assert len(largest) <= executions.MAX_BYTES
+    encrypted = zlib.compress(random.Random(1).randbytes(-(-executions.MAX_BYTES // 117) * 128))
+    assert len(b"EXEC_VM SUCCESS 2147483647 1800000000 " + base64.b64encode(encrypted)) <= 65507, (
+        "65535 less the headers"
+    )
+    mapper = Mapper.open()
+    mapper.runtime.prepare()
+    written = {f"one-{number}": b"x" * 20_000 for number in range(4)} | {"by-hand": b"x", "one-9": b"small"}
+    daemon, names, answers = _Daemon(written), [*written, "one-10"], []
+    while daemon.written:
+        answers.append("".join(executions.results_of(names, mapper, cast(LxdClient, daemon))))
+    told = [line.split('"')[1] for answer in answers for line in answer.splitlines()]
+    assert sorted(told) == ["0", "1", "2", "3", "9"], "each of them once"
+    assert [len(answer.splitlines()) for answer in answers] == [3, 2]
+    assert max(map(len, answers)) <= executions.MAX_BYTES
 
 
 # --- how the agent calls --------------------------------------------------------------------------------------

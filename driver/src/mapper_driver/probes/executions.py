@@ -15,28 +15,42 @@ from mapper_driver.lxd.model import ExecResult
 from mapper_driver.ownership import lock
 from mapper_driver.probes.changes import machine_id
 
+MAX_BYTES = 44_000
+"""Of one answer. The agent loses what does not fit into a datagram (65507 bytes), without an error and for ever; it may encrypt
+the answer (117 bytes become 128 with its smallest key), and then writes it in base64. The longest line of one command fits.
+"""
+
 
 def results(mapper: Mapper, sockets: Sequence[str]) -> Iterator[str]:
-    """A line for each command that has ended, which is forgotten then. One that cannot be looked at stops no other (N-01)."""
+    """A line for each command that has ended, which is forgotten then; those that do not fit into the answer are told later."""
     started = [item.instance.name for item in glance.configurations(sockets) if execution.KEY in item.instance.config]
-    client = LxdClient.connect(sockets) if started else None
-    for name in started:
+    if started:
+        yield from results_of(started, mapper, LxdClient.connect(sockets))
+
+
+def results_of(containers: Sequence[str], mapper: Mapper, client: LxdClient) -> Iterator[str]:
+    """The lines of these containers. One that cannot be looked at stops no other (N-01)."""
+    room = MAX_BYTES
+    for name in containers:
         with contextlib.suppress(MapperError):
-            assert client is not None
-            found = _take(mapper, name, client)
-            if found is not None and machine_id(name) >= 0:
-                yield line(machine_id(name), found)
+            text = _take(mapper, name, client, room)
+            room -= len(text)
+            yield text
 
 
-def _take(mapper: Mapper, name: str, client: LxdClient) -> ExecResult | None:
+def _take(mapper: Mapper, name: str, client: LxdClient, room: int) -> str:
     try:
         with lock(mapper, name):  # the next command may be about to start
             found = execution.result(name, client)
-            if found is not None:
-                execution.forget(name, client)
-            return found
+            if found is None:
+                return ""
+            text = line(machine_id(name), found) if machine_id(name) >= 0 else ""
+            if len(text) > room:
+                return ""
+            execution.forget(name, client)
+            return text
     except Busy:
-        return None
+        return ""
 
 
 def line(number: int, found: ExecResult) -> str:
