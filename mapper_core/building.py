@@ -60,8 +60,10 @@ _CAPABILITIES = (
     confine.CAP_SYS_ADMIN,
 )
 
-#: Last lines of tar and mmdebstrap, behind the one with the reason.
+#: Ends of lines of tar and mmdebstrap that stand beside the one with the reason.
 _SAYS_NOTHING = (
+    "from member names",
+    "from hard link targets",
     "Error is not recoverable: exiting now",
     "Exiting with failure status due to previous errors",
     "mmdebstrap failed to run",
@@ -182,7 +184,7 @@ def _unpack(fd: int, archive: str, directory: str) -> None:
                 "--file=-" if is_stream else f"--file=/proc/self/fd/{fd}",
                 f"--directory={directory}",
             ),
-            *("--numeric-owner", "--same-permissions", "--delay-directory-restore"),
+            *("--numeric-owner", "--same-permissions", "--delay-directory-restore", "--warning=none"),
             *("--xattrs", "--xattrs-include=*", "--acls", "--sparse"),
             *("--anchored", *(f"--exclude={start}{name}/*" for name in _EMPTY for start in ("", "./"))),
         )
