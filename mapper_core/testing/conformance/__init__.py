@@ -1,7 +1,7 @@
 """The conformance tests that every format plugin must pass.
 
-They come with the pytest plugin of mapper-core (``pip install 'mapper-core[testing]'``; nothing is to be switched on). A
-plugin's tests are a class with one fixture::
+They come with the pytest plugin of mapper-core (its extra ``testing``); there is nothing to switch on. A plugin's tests are a class
+with one fixture::
 
     # tests/test_conformance.py
     from mapper_core.testing.conformance import ImageConformance, MakeDisk
@@ -42,8 +42,8 @@ class PluginConformance(OnContract, OnDevices, OnProcesses, OnCapabilities, OnCr
     :cvar format: name of the format, as in the plugin's entry point.
     :cvar access: the widest access that the disks of ``make_disk`` allow.
     :cvar transport: how all disks are mapped; ``None``: by the first transport that works.
-    :cvar every: of long rows of cases (steps at which a process dies, hostile values) each so manieth is tried, for disks that
-        take seconds to map. It should be odd, or processes would die at one side of each step only.
+    :cvar every: where there are many cases (steps at which a process dies, hostile values) only every n-th is tried, for disks
+        that take seconds to map. It should be odd, or processes would die on one side of each step only.
     """
 
     access = Access.READ_WRITE
