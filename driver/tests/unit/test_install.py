@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,20 @@ def test_the_boot_service_holds_up_no_other_and_ends_nothing(tmp_path: Path) -> 
     assert options["KillMode"] == "process"
 
 
+@pytest.mark.parametrize(
+    "programs", ["/opt/my mapper/bin", "/opt/a:b/bin", "/opt/a,b/bin", "/opt/a=b/bin", "/opt/%h/bin"]
+)
+def test_sudo_is_given_nothing_that_it_cannot_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, programs: str
+) -> None:
+    """A line with one of these is an error in sudoers(5), or something else to systemd.unit(5)."""
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: programs)
+    with pytest.raises(UsageError, match="cannot be told of programs"):
+        plan.make(Part.NODE, "", "oneadmin", str(tmp_path))
+    assert plan.make(Part.NODE, "", "oneadmin", str(tmp_path), "/opt/mapper/bin").items
+    assert plan.make(Part.FRONTEND, "6.10.5", "oneadmin", str(tmp_path)).items
+
+
 def test_samples_fit_the_version(tmp_path: Path) -> None:
     def sample(version: str) -> str:
         items = plan.make(Part.FRONTEND, version, "oneadmin", str(tmp_path)).items
@@ -189,6 +204,22 @@ def test_a_damaged_manifest_removes_nothing(tmp_path: Path) -> None:
     with pytest.raises(StateCorrupt):
         place.uninstall(str(tmp_path))
     assert (tmp_path / "etc/sudoers.d/mapper-driver").exists()
+
+
+def test_without_its_manifest_nothing_of_opennebula_is_lost(tmp_path: Path) -> None:
+    """What was moved away is not deleted, and comes back when the manifest was made anew."""
+    _front_end(tmp_path, "6.8.3")
+    before = _state(tmp_path)
+    _install(tmp_path)
+    installed = _state(tmp_path)
+    (tmp_path / place.MANIFEST[1:]).unlink()
+    assert place.uninstall(str(tmp_path)) == place.Report(())
+    del installed[place.MANIFEST[1:]]
+    assert _state(tmp_path) == installed
+    _install(tmp_path)
+    place.uninstall(str(tmp_path))
+    left = {name: content for name, content in _state(tmp_path).items() if content != "/"}
+    assert left == {name: content for name, content in before.items() if content != "/"}
 
 
 def test_every_file_is_of_a_kind_that_is_known() -> None:

@@ -132,6 +132,8 @@ def _user(text: str) -> str:
 
 
 def _programs(text: str) -> str:
-    if text and not re.fullmatch(r"(/[A-Za-z0-9._+-]+)+", text):
+    from mapper_driver.install.plan import PLAIN
+
+    if text and not PLAIN.fullmatch(text):
         raise argparse.ArgumentTypeError("is not a plain absolute path")
     return text

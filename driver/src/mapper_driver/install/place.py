@@ -64,7 +64,8 @@ def manifest(destdir: str) -> tuple[Entry, ...]:
             Entry(str(path), Kind(kind), str(mark), original is True) for path, kind, mark, original in data["entries"]
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise StateCorrupt(f"misses or garbles a field: {error!r}", subject=destdir + MANIFEST) from error
+        hint = "move it away, and run mapper-driver install-remotes: it recognises what is in place"
+        raise StateCorrupt(f"misses or garbles a field: {error!r}", subject=destdir + MANIFEST, hint=hint) from error
 
 
 def install(plan: Plan, destdir: str) -> Report:
@@ -86,7 +87,7 @@ def install(plan: Plan, destdir: str) -> Report:
                 wanted.append(known[item.path])
             continue
         wanted.append(entry)
-    away = (path for path in plan.away if path in known or os.path.lexists(destdir + path))
+    away = (path for path in plan.away if path in known or os.path.lexists(destdir + path) or _is_kept(path, destdir))
     wanted += [Entry(path, Kind.FILE, "", original=True) for path in away]
     paths = {entry.path for entry in wanted} | set(kept)
     gone = [entry for entry in known.values() if entry.path not in paths and entry.kind is not Kind.DIRECTORY]
@@ -111,7 +112,11 @@ def uninstall(destdir: str) -> Report:
     """Remove what was put in place, as far as it is as it was put there."""
     entries = manifest(destdir)
     report = _remove(entries, destdir)
-    shutil.rmtree(destdir + ORIGINALS, ignore_errors=True)  # of places where OpenNebula has put a newer one itself
+    for entry in entries:
+        if entry.original:  # and OpenNebula has put a newer one there itself
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(_original(entry.path, destdir))
+            _prune(os.path.dirname(_original(entry.path, destdir)), destdir + ORIGINALS)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(destdir + MANIFEST)
     with contextlib.suppress(OSError):  # the inventories of containers may be there
@@ -143,9 +148,8 @@ def _remove(entries: Sequence[Entry], destdir: str) -> Report:
 
 def _entry(item: Item, before: Entry | None, destdir: str) -> Entry:
     mark = item.content.decode() if item.kind is Kind.LINK else hashlib.sha256(item.content).hexdigest()
-    return Entry(
-        item.path, item.kind, mark, bool(before and before.original) or _is_foreign(item.path, mark, before, destdir)
-    )
+    original = bool(before and before.original) or _is_foreign(item.path, mark, before, destdir)
+    return Entry(item.path, item.kind, mark, original or _is_kept(item.path, destdir))
 
 
 def _is_foreign(path: str, mark: str, before: Entry | None, destdir: str) -> bool:
@@ -213,6 +217,11 @@ def _make_directory(path: str, destdir: str, owner: tuple[int, int]) -> None:
 
 def _original(path: str, destdir: str) -> str:
     return f"{destdir}{ORIGINALS}{path}"
+
+
+def _is_kept(path: str, destdir: str) -> bool:
+    """Whether what OpenNebula had there has been kept, also by an installation whose manifest is lost."""
+    return os.path.lexists(_original(path, destdir))
 
 
 def _prune(directory: str, top: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import os
+import re
 import sysconfig
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ REMOTES = "/var/lib/one/remotes"
 DATASTORES = "/var/lib/one/datastores"
 SAMPLES = "/usr/share/mapper/samples"
 OLDEST = (5, 12, 0)
+#: A directory that sudoers(5) and systemd.service(5) take as it is written.
+PLAIN = re.compile(r"(/[A-Za-z0-9._+-]+)+")
 
 #: OpenNebula's own probes for LXD (5.12 to 6.8) say what ours say, and would say it a second time.
 _REPLACED = (
@@ -128,8 +131,15 @@ def make(part: Part, version: str, user: str, destdir: str, programs: str = "") 
     :param version: as :func:`detect` gives it; empty: nothing for a front-end.
     :param user: OpenNebula's.
     :param programs: directory of mapper-driver-root on the node; empty: where this interpreter's programs are.
+    :raises UsageError: that has a name with which sudo would be given a file that it cannot read.
     """
-    words = {"BIN": programs or sysconfig.get_path("scripts"), "USER": user, "DATASTORES": DATASTORES}
+    programs = programs or sysconfig.get_path("scripts")
+    if part is not Part.FRONTEND and not PLAIN.fullmatch(programs):
+        hint = "install Mapper into a directory of letters and digits, such as /opt/mapper"
+        raise UsageError(
+            "sudo and systemd cannot be told of programs in a directory of this name", subject=programs, hint=hint
+        )
+    words = {"BIN": programs, "USER": user, "DATASTORES": DATASTORES}
     items: list[Item] = []
     away: tuple[str, ...] = ()
     if part is not Part.NODE and version:
