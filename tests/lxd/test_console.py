@@ -93,7 +93,7 @@ def consoles_left() -> list[str]:
 
 
 def test_consoles_of_two_machines(machines: list[Machine], tmp_path: Path) -> None:
-    """Both at once, with password, each in its own container; one that is over takes nothing of the other with it."""
+    """Y-07: both at once, with password, each in its own container; one that is over takes nothing of the other with it."""
     for machine in machines:
         machine.inside("sh", "-c", "echo 'printf \"\\033[4$1m\\033[2J\"' > /paint")
     first, second = machines
