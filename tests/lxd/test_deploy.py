@@ -87,7 +87,7 @@ def _ok(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[s
 def test_the_main_job(world: World) -> None:
     """A qcow2 with GPT, a read-only data disk, a volatile disk, swap and context; deploy, look, shutdown, nothing left.
 
-    L-04, L-06, P-01, M-02.
+    L-04, L-06, P-01, M-02. U-02: with the context mounted too, nothing keeps the directory of the machine.
     """
     extra = (
         disk_xml(1, TARGET="/data", READONLY="YES")

@@ -123,7 +123,7 @@ def test_only_the_named_module_is_taken_from_the_directory(tmp_path: Path) -> No
 
 
 def test_importing_the_plugin_imports_no_bindings() -> None:
-    """C-06 and all other plugins: what is not used is not loaded."""
+    """As in all plugins, what is not used is not loaded."""
     import mapper_rbd
 
     assert mapper_rbd.MAPPER_API == (1, 1)

@@ -456,7 +456,7 @@ def test_a_daemon_that_was_killed_does_not_keep_the_disk(mapper: Mapper, bare: P
 
 
 def test_many_cycles_leave_nothing(mapper: Mapper, system: Path) -> None:
-    """M-06, U-02: the count of partitions is right every time."""
+    """M-06: the count of partitions is right every time."""
     image = disks.convert(system, "qcow2", system.with_suffix(".qcow2"))
     for _ in range(15):
         for path, kind in ((system, "raw"), (image, "qcow2")):
