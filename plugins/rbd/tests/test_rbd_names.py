@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mapper_rbd import attaching, cluster, conffile, host, names, session
+from mapper_rbd import attaching, cluster, conffile, host, names, session, snapshot_list
 from mapper_rbd.cluster import Cluster
 from mapper_rbd.names import VolumeName
 
@@ -202,3 +205,23 @@ def test_a_disk_is_plain_data() -> None:
     """What the driver needs: no class of this plugin."""
     disk = Disk("one/one-7-54-0", "rbd", settings=(("user", "oneadmin"), ("conf", "/etc/ceph/ceph.conf")))
     assert cluster.from_settings(disk.settings) == Cluster("oneadmin", "/etc/ceph/ceph.conf")
+
+
+# --- snapshots ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _new_york(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with monkeypatch.context() as changed:
+        changed.setenv("TZ", "America/New_York")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("_new_york")
+def test_the_time_of_a_snapshot_is_the_same_everywhere() -> None:
+    """As the bindings of Ceph 16 tell it, and as later ones may: UTC, with and without saying so."""
+    told = datetime.datetime(2026, 7, 1, 12, 0, 0)
+    said = datetime.datetime(2026, 7, 1, 14, 0, 0, tzinfo=datetime.timezone(datetime.timedelta(hours=2)))
+    assert snapshot_list.seconds_of(told) == snapshot_list.seconds_of(said) == 1782907200

@@ -215,7 +215,7 @@ def release(volume: Volume, claim: Claim) -> None:
 def break_all(volume: Volume) -> None:
     """Shut out the clients of all who hold the image, then take their locks away.
 
-    Readers keep theirs when nobody writes: there is nothing to break.
+    Those of readers too: the lock of one that is dead keeps everybody from writing. Mappings of snapshots keep theirs.
     """
     held = info(volume, LOCK)
     cookies = {locker.cookie for locker in held.lockers}

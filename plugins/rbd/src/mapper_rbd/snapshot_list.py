@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import calendar
+from typing import TYPE_CHECKING
+
 from mapper_core.errors import NotSupported
 from mapper_core.model import Snapshot
 from mapper_rbd.session import Volume
+
+if TYPE_CHECKING:
+    import datetime
 
 
 def list_all(volume: Volume) -> tuple[Snapshot, ...]:
@@ -15,12 +21,17 @@ def list_all(volume: Volume) -> tuple[Snapshot, ...]:
         Snapshot(
             name=snapshot["name"],
             size=int(snapshot["size"]),
-            created=int(image.get_snap_timestamp(snapshot["id"]).timestamp()),
+            created=seconds_of(image.get_snap_timestamp(snapshot["id"])),
             protected=bool(children(volume, snapshot["name"])),
         )
         for snapshot in found
         if snapshot["namespace"] == volume.session.rbd.RBD_SNAP_NAMESPACE_TYPE_USER
     )
+
+
+def seconds_of(moment: datetime.datetime) -> int:
+    """Return seconds since the epoch: Ceph's bindings (16) give UTC that does not say so, and would be taken for local time."""
+    return calendar.timegm(moment.utctimetuple())
 
 
 def children(volume: Volume, name: str) -> tuple[str, ...]:
