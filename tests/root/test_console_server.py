@@ -96,6 +96,11 @@ def test_what_stands_in_the_way_is_a_warning(runtime: Runtime, console: Console)
         assert f"cannot listen on 127.0.0.1 port {console.port}: Address already in use" in message
         with pytest.raises(ConsoleUnavailable, match="Address already in use"):
             control.reload(runtime)
+        other = dataclasses.replace(console, container="one-11", port=free_port())
+        control.show(runtime, other, log)
+        assert greeting(other) == b"RFB 003.008\n"
+        control.hide(runtime, "one-11", log)
+        assert log.found == [message], "it is not the other machine's"
     path = Path(definition.path_of(runtime, "one-1"))
     assert path.stat().st_mode & 0o777 == 0o600
     path.write_text("{")

@@ -32,7 +32,7 @@ def show(runtime: Runtime, console: Console, log: Log) -> None:
         if missing:
             raise ToolMissing(f"programs are missing: {', '.join(missing)}", hint="install these packages")
         definition.write(runtime, console)
-        reload(runtime)
+        _refuse([line for line in _ask(runtime) if _is_about(line, runtime, console.container)])
     except (MapperError, OSError) as error:
         log.warning(f"there is no console for {console.container}: {error}")
 
@@ -42,7 +42,7 @@ def hide(runtime: Runtime, container: str, log: Log) -> None:
     try:
         if os.path.exists(definition.path_of(runtime, container)):
             definition.forget(runtime, container)
-            reload(runtime)
+            _ask(runtime)
     except (MapperError, OSError) as error:
         log.warning(f"the console of {container} may still be there: {error}")
 
@@ -53,6 +53,21 @@ def reload(runtime: Runtime) -> None:
     :raises ConsoleUnavailable: it cannot; the message says what is wrong.
     :raises DeadlineExceeded: it does not answer.
     """
+    _refuse(_ask(runtime))
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        raise ConsoleUnavailable("\n".join(problems))
+
+
+def _is_about(problem: str, runtime: Runtime, container: str) -> bool:
+    """Whether a line of the server is about this machine, and not one of those that it could not serve before."""
+    return problem.startswith((f"{container}: ", f"{definition.path_of(runtime, container)}: "))
+
+
+def _ask(runtime: Runtime) -> list[str]:
+    """Make the server do what the files say; what it cannot do, one line for each machine."""
     path = f"{runtime.root}/console.sock"
     files = definition.directory(runtime, os.environ)
     with contextlib.ExitStack() as undo:
@@ -62,15 +77,14 @@ def reload(runtime: Runtime) -> None:
         connection = _connect(path)
         if connection is None:
             if not json_files(files):
-                return
+                return []
             connection = _start(files, path)
         with connection:
             connection.sendall(RELOAD)
             answer = connection.makefile("rb").read()
-    if answer != DONE:
-        raise ConsoleUnavailable(
-            answer.decode(errors="replace").strip() or "the console server ended without an answer"
-        )
+    if not answer:
+        raise ConsoleUnavailable("the console server ended without an answer")
+    return [] if answer == DONE else answer.decode(errors="replace").splitlines()
 
 
 def _connect(path: str) -> socket.socket | None:
