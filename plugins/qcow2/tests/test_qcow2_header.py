@@ -187,6 +187,14 @@ def test_a_cluster_behind_the_end(image: Path, entry: int) -> None:
     assert isinstance(refusal(image, bytes(content)), TruncatedImage)
 
 
+def test_an_l2_table_that_is_cut(image: Path) -> None:
+    """Its entries are missing, and with them all that shows that clusters are."""
+    content = bytearray(qcow2().ljust(4 * 65536, b"\0") + bytes(4096))
+    struct.pack_into(">Q", content, 3 * 65536, 4 * 65536)
+    struct.pack_into(">10H", content, 2 * 65536, *([1] * 10))
+    assert isinstance(refusal(image, bytes(content)), TruncatedImage)
+
+
 def test_a_leaked_cluster_behind_the_end_is_no_damage(image: Path) -> None:
     """A crash between the refcount and the data leaves one; nothing refers to it."""
     content = bytearray(qcow2())

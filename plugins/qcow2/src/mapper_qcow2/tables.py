@@ -23,9 +23,9 @@ _L2_LIMIT = 2 << 20
 def check_length(image: ImageFile, header: Header) -> None:
     """Find out whether the file is truncated, at a cost that does not depend on its size.
 
-    The L1 table must not point behind the end of the file. Data clusters are checked only when there is a reason to: the
+    The L1 table must not point behind the end of the file. The rest is checked only when there is a reason to: the
     refcounts count a cluster behind the end. That alone is no proof, a crash can leave such a cluster behind (a leak), but
-    an L2 entry that points there is.
+    an L2 entry that points there is, and so is an L2 table of which a part is there: qemu refers to one when all of it is stored.
 
     :raises TruncatedImage: something that is in use lies behind the end of the file.
     """
@@ -41,11 +41,12 @@ def check_length(image: ImageFile, header: Header) -> None:
     left = _L2_LIMIT
     # tables that were written late point to clusters that were written late: the end of the file is what is missing
     for offset in sorted({table for table in tables if table}, reverse=True):
-        length = min(header.cluster_size, image.size - offset)
-        left -= length
-        if left < 0 or not image.affords(length):
+        if offset + header.cluster_size > image.size:
+            raise image.truncated("L2 table", offset + header.cluster_size)
+        left -= header.cluster_size
+        if left < 0 or not image.affords(header.cluster_size):
             return
-        entries = _numbers(image.read(offset, length // 16 * 16, "L2 table"))[:: header.l2_entry_size // 8]
+        entries = _numbers(image.read(offset, header.cluster_size, "L2 table"))[:: header.l2_entry_size // 8]
         furthest = max((_cluster(entry, header) for entry in entries), default=0)
         if furthest >= image.size:
             raise image.truncated("cluster in use", furthest + 1)
