@@ -6,8 +6,15 @@ module VNMMAD
 
     module VNMNetwork
 
+        # What all interfaces have in common, which the drivers of 6.10 and later rely on; before there is nothing of the kind.
+        base = if const_defined?(:NicLXD, false)
+                   NicLXD.superclass
+               else
+                   const_defined?(:Nic, false) ? Nic : Hash
+               end
+
         # An interface of a container.
-        class NicLXD < Hash
+        class NicLXD < base
 
             VNMNetwork::HYPERVISORS['lxd'] = self
 
