@@ -71,9 +71,9 @@ def mount(arguments: Arguments, output: Output) -> int:
 def umount(arguments: Arguments, output: Output) -> int:
     """Unmount trees."""
     mapper = Mapper.open()
-    return for_each(
-        arguments.directories, lambda directory: mounted.unmount_tree(mapper, os.path.abspath(directory)), output
-    )
+    directories = [os.path.abspath(directory) for directory in arguments.directories]
+    os.chdir("/")  # typed inside of the tree, this process would keep it in use, and be the one that is to be ended
+    return for_each(directories, lambda directory: mounted.unmount_tree(mapper, directory), output)
 
 
 def _idmap(wanted: tuple[int, int] | None) -> IdMap | None:
