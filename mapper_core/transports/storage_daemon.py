@@ -19,6 +19,7 @@ import contextlib
 import errno
 import json
 import os
+import time
 
 from mapper_core.errors import DeadlineExceeded, NotFound, Refused
 from mapper_core.linux import block, fuse, loop, mountinfo, mounts, uevents
@@ -37,6 +38,7 @@ START_SECONDS = 30
 STOP_SECONDS = 60  # it writes its caches back
 MONITOR_SECONDS = 30  # a snapshot writes all caches back, and copies tables, while filesystems stand still
 SIZE_SECONDS = 10.0  # until the device has the size of its export
+_AGAIN_SECONDS = 0.05  # until it is told once more to take that over
 
 
 class StorageDaemonTransport:
@@ -115,14 +117,16 @@ class StorageDaemonTransport:
         if present < size:
             with self._monitor(scope) as monitor:
                 monitor.execute("block_resize", node_name=ROOT_NODE, size=size)
-        with uevents.listen() as events:
-            if not events.wait_until(lambda: _follow(export, scope.ledger.device) == size, SIZE_SECONDS):
+        deadline = time.monotonic() + SIZE_SECONDS
+        while (found := _follow(export, scope.ledger.device)) != size:
+            if time.monotonic() > deadline:
                 raise DeadlineExceeded(
-                    f"the image has {size} bytes now, and its device {block.size_of(scope.ledger.device)} after "
-                    f"{SIZE_SECONDS:g} s",
+                    f"the image has {size} bytes now, and its device {found} after {SIZE_SECONDS:g} s",
                     subject=scope.ledger.device,
                     hint="nothing is lost: try again when less is written to it",
                 )
+            with uevents.listen() as events:  # not before: that a device looks at its size again is an event
+                events.wait_until(lambda: block.size_of(scope.ledger.device) == size, _AGAIN_SECONDS)
 
     def snapshot_create(self, name: str, scope: Scope) -> None:
         """Keep the present state in the image."""
