@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from mapper_core import Access, Attachment, Disk, ImageInfo, MapOptions, Transports, hookimpl
+from mapper_core import Attachment, Disk, ImageInfo, MapOptions, Transports, hookimpl
 from mapper_core.errors import UsageError
 
 MAPPER_API = (1, 1)
@@ -26,14 +26,10 @@ def recognize(header: bytes) -> bool:
 
 @hookimpl
 def map(disk: Disk, image: ImageInfo | None, options: MapOptions, transports: Transports) -> Attachment:
-    """Attach the image; some variants only for reading."""
+    """Attach exactly the files that were inspected."""
     from mapper_core.transports.blockgraph import graph_of
-    from mapper_vmdk.header import refuse_write
 
-    image = image or inspect(disk)
-    if options.access is Access.READ_WRITE and not image.writable:
-        raise refuse_write(image)
-    return transports.attach(graph_of(image), options)
+    return transports.attach(graph_of(image or inspect(disk)), options)
 
 
 @hookimpl

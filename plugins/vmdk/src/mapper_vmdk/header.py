@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-from mapper_core.errors import ForbiddenReference, ReadOnlyImage
+from mapper_core.errors import ForbiddenReference
 from mapper_core.formats import HEADER_SIZE, refusal
 from mapper_core.frozen import dataclass
 from mapper_core.imagefile import ImageFile
@@ -181,13 +181,3 @@ def _read_extent(extent: Extent, image: ImageFile, walk: Walk) -> tuple[Referenc
         if header.capacity != extent.sectors:
             raise file.corrupt(f"has {header.capacity} sectors, but the descriptor says {extent.sectors}")
         return Reference(ReferenceKind.EXTENT, name, file.path, "vmdk"), file.size, header.writable
-
-
-def refuse_write(image: ImageInfo) -> ReadOnlyImage:
-    """Return the error for write access to an image that can only be read."""
-    reason = (
-        "a streamOptimized vmdk cannot be written: its grains are compressed"
-        if image.variant == "streamOptimized"
-        else f"this {image.variant} vmdk cannot be written without damage to it"
-    )
-    return ReadOnlyImage(reason, subject=image.path, hint=f"map it read-only, or {_CONVERT}")
