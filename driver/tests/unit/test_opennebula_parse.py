@@ -257,7 +257,7 @@ WRONG = {
         "COMMAND is not one line",
         r"'a\n-5900'",
     ),
-    "password": ({"template": "<GRAPHICS><TYPE>VNC</TYPE><PASSWD>a b</PASSWD></GRAPHICS>"}, "PASSWD has blanks", ""),
+    "password": ({"template": "<GRAPHICS><TYPE>VNC</TYPE><PASSWD>a&#10;b</PASSWD></GRAPHICS>"}, "PASSWD has control", ""),
     "profile": ({"user": "<LXD_PROFILE>a,../b</LXD_PROFILE>"}, "LXD_PROFILE is not a name", "'../b'"),
     "privileged": ({"user": "<LXD_SECURITY_PRIVILEGED>maybe</LXD_SECURITY_PRIVILEGED>"}, "neither YES nor NO", "'maybe'"),
     "long value": ({"vmid": LONG}, "VMID is not a whole number", "'" + "x" * 60 + "'..."),
@@ -348,8 +348,12 @@ def test_the_password_is_in_no_message(make_vm: MakeVm) -> None:
     vm = make_vm(graphics.format(""))
     assert vm.graphics is not None and vm.graphics.password == "hunter2"
     assert "hunter2" not in repr(vm)
+    with_blanks = make_vm(graphics.format(" x ")).graphics
+    assert with_blanks is not None and with_blanks.password == "hunter2 x ", (
+        "OpenNebula takes it, and so does a virtual machine"
+    )
     with pytest.raises(UsageError) as caught:
-        make_vm(graphics.format(" x"))
+        make_vm(graphics.format("&#9;x"))
     assert "hunter2" not in str(caught.value)
 
 

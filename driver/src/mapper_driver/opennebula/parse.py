@@ -164,8 +164,8 @@ def _graphics(template: Fields) -> Graphics | None:
 
 def _password(graphics: Fields) -> str:
     value = graphics.multiline("PASSWD")
-    if not fields.printable(value) or " " in value:  # it becomes one word of a line; and it is not to be shown
-        raise UsageError(f"{graphics.path}/PASSWD has blanks or control characters", subject=f"{graphics.path}/PASSWD")
+    if not fields.printable(value):  # it becomes one line; and it is not to be shown
+        raise UsageError(f"{graphics.path}/PASSWD has control characters", subject=f"{graphics.path}/PASSWD")
     return value
 
 
