@@ -3,13 +3,23 @@
 import struct
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
+import mapper_qcow2
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mapper_qcow2.snapshot_table import Entry, read_snapshots, snapshot_id
 
-from mapper_core.errors import CorruptImage, MapperError, SnapshotMissing, TruncatedImage, UnsupportedFormat
+from mapper_core import Attachment, Disk, Transports
+from mapper_core.errors import (
+    CorruptImage,
+    MapperError,
+    NotSupported,
+    SnapshotMissing,
+    TruncatedImage,
+    UnsupportedFormat,
+)
 from mapper_core.testing.images import qcow2
 
 pytestmark = pytest.mark.unit
@@ -35,6 +45,16 @@ def image(tmp_path: Path, table: bytes, count: int) -> str:
 def test_none(tmp_path: Path) -> None:
     (tmp_path / "disk").write_bytes(qcow2())
     assert read_snapshots(f"{tmp_path}/disk") == ()
+
+
+@pytest.mark.parametrize("attachment", [None, Attachment("/dev/loop0", "storage_daemon")])
+def test_an_image_whose_data_is_elsewhere_has_none(tmp_path: Path, attachment: Attachment | None) -> None:
+    """Said before any program is asked, also while it is mapped: qemu says nothing that a person understands."""
+    (tmp_path / "disk").write_bytes(qcow2(data_file=b"data"))
+    (tmp_path / "data").write_bytes(bytes(1 << 20))
+    nobody = cast(Transports, None)
+    with pytest.raises(NotSupported, match="external data file"):
+        mapper_qcow2.snapshot_create(Disk(f"{tmp_path}/disk", "qcow2"), "s", attachment, nobody)
 
 
 def test_entries_with_and_without_extra_data(tmp_path: Path) -> None:

@@ -76,6 +76,9 @@ def snapshots(disk: Disk) -> tuple[Snapshot, ...]:
 @hookimpl
 def snapshot_create(disk: Disk, name: str, attachment: Attachment | None, transports: Transports) -> None:
     """An internal snapshot, made by the daemon that has the image open, or else by ``qemu-img snapshot``."""
+    from mapper_qcow2.snapshot_table import refuse_data_file
+
+    refuse_data_file(disk.source)
     if attachment is not None:
         transports.snapshot_create(name)
     else:
@@ -105,9 +108,5 @@ def snapshot_delete(disk: Disk, name: str, attachment: Attachment | None, transp
 def _change(disk: Disk, option: str, name: str) -> None:
     """Run ``qemu-img snapshot``."""
     from mapper_core import qemu_img
-    from mapper_core.model import ReferenceKind
 
-    image = inspect(disk)
-    if any(reference.kind is ReferenceKind.DATA for reference in image.references):
-        raise NotSupported("an image with an external data file cannot have snapshots", subject=disk.source)
-    qemu_img.change(image, "snapshot", option, name)
+    qemu_img.change(inspect(disk), "snapshot", option, name)

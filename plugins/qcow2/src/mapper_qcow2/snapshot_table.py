@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-from mapper_core.errors import CorruptImage, SnapshotMissing
+from mapper_core.errors import CorruptImage, NotSupported, SnapshotMissing
 from mapper_core.frozen import dataclass
 from mapper_core.imagefile import Budget, ImageFile, open_image
 from mapper_core.partitions.reader import text
@@ -57,6 +57,16 @@ def snapshot_id(path: str, name: str) -> str:
         if entry.name == name:
             return entry.id
     raise SnapshotMissing(f"has no snapshot {name!r}", subject=path)
+
+
+def refuse_data_file(path: str) -> None:
+    """Make sure that the data of an image is inside of it, as only then it can have snapshots.
+
+    :raises NotSupported: it is in another file.
+    """
+    with open_image(path, Budget()) as image:
+        if read_header(image).data_file:
+            raise NotSupported("an image with an external data file cannot have snapshots", subject=path)
 
 
 def _entries(image: ImageFile, header: Header) -> Iterator[Entry]:
