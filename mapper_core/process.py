@@ -9,6 +9,7 @@ it needs, see :mod:`mapper_core.linux.confine`.
 from __future__ import annotations
 
 import contextlib
+import enum
 import functools
 import os
 import signal
@@ -41,6 +42,14 @@ KILL_SECONDS = 5
 
 #: Output that is kept per stream, bytes. More is read and thrown away, so that a chatty program never blocks.
 DEFAULT_LIMIT = 1 << 20
+
+
+class Lifetime(enum.Enum):
+    """How long a program may live."""
+
+    OURS = "it is killed when this process is"
+    OWN = "until it has done what it was told, also when this process is killed"
+    DISK = "it leaves a daemon running that serves a disk, also when the session of the user ends"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +93,7 @@ def run(
     inherit: tuple[int, ...] = (),
     capabilities: tuple[int, ...] = (),
     writes: tuple[str, ...] | None = None,
-    ends_with_us: bool = False,
+    lifetime: Lifetime = Lifetime.OWN,
 ) -> Output:
     """Run a program and wait for it.
 
@@ -98,7 +107,7 @@ def run(
     :param capabilities: what it needs of root's, besides reading and writing the files of others.
     :param writes: all files that it may change, where the kernel can see to that (:mod:`mapper_core.linux.landlock`);
         ``None``: any.
-    :param ends_with_us: it is killed when this process is. What must not be interrupted goes on by itself.
+    :param lifetime: of the program, should it not end before this process.
     :raises ToolMissing: the program is not installed.
     :raises KernelError: it cannot be started, or not with so few rights.
     :raises CommandFailed: it ended with another status, or by a signal.
@@ -112,12 +121,12 @@ def run(
     program = require_program(argv[0])
 
     with _signals_later():
-        from mapper_core.linux import landlock
+        from mapper_core.linux import cgroup, landlock
         from mapper_core.linux.confine import CAP_DAC_OVERRIDE, confinement, end_with_this_process
 
         sh = _load_sh()
         confine = confinement((CAP_DAC_OVERRIDE, *capabilities))
-        end = end_with_this_process() if ends_with_us else None
+        end = end_with_this_process() if lifetime is Lifetime.OURS else None
 
     out, err = _Kept(limit), _Kept(limit)
     command: Any = None
@@ -126,6 +135,8 @@ def run(
         with open(os.devnull, "rb") as nothing, _rules(writes) as rules, _signals_later():
 
             def restrict() -> None:
+                if lifetime is Lifetime.DISK:
+                    cgroup.enter()
                 confine()
                 if rules is not None:
                     landlock.restrict(rules)

@@ -49,7 +49,7 @@ def change(image: ImageInfo, command: str, *arguments: str, after: tuple[str, ..
     :raises ToolMissing, CommandFailed: qemu-img is not installed, or cannot do it.
     """
     from mapper_core.model import Access, ReferenceKind
-    from mapper_core.process import run
+    from mapper_core.process import Lifetime, run
     from mapper_core.transports.blockgraph import graph_of, to_file_name
 
     name = to_file_name(graph_of(image), Access.READ_WRITE)
@@ -58,7 +58,7 @@ def change(image: ImageInfo, command: str, *arguments: str, after: tuple[str, ..
     try:
         # its tables were written by a stranger: whatever they do to qemu-img, other files stay as they are. And what we
         # have begun is not to happen after somebody has looked at the image again because we were killed
-        run(argv, timeout=SECONDS, subject=image.path, writes=(image.path, *own), ends_with_us=True)
+        run(argv, timeout=SECONDS, subject=image.path, writes=(image.path, *own), lifetime=Lifetime.OURS)
     except CommandFailed as error:
         raise explained(error, image.path) from error
 

@@ -18,7 +18,7 @@ from mapper_core.errors import CommandFailed, DeadlineExceeded
 from mapper_core.linux import process_info
 from mapper_core.linux.confine import CAP_SYS_ADMIN
 from mapper_core.linux.files import identity_without_asking
-from mapper_core.process import run
+from mapper_core.process import Lifetime, run
 
 _LOCK = "alive"
 _PID = "pid"
@@ -47,7 +47,14 @@ def start(argv: tuple[str, ...], directory: str, *, seconds: float, subject: str
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.set_inheritable(lock, True)
         # the one mounts its export, the other makes the ioctls of nbd
-        run(argv, timeout=seconds, subject=subject, inherit=(lock,), capabilities=(CAP_SYS_ADMIN,))
+        run(
+            argv,
+            timeout=seconds,
+            subject=subject,
+            inherit=(lock,),
+            capabilities=(CAP_SYS_ADMIN,),
+            lifetime=Lifetime.DISK,
+        )
     except CommandFailed as error:
         raise qemu_img.explained(error, subject) from error
     finally:

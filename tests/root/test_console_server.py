@@ -17,7 +17,7 @@ from mapper_driver.console.definition import Console
 from mapper_driver.errors import ConsoleUnavailable
 from mapper_driver.opennebula.framing import Log
 
-from mapper_core.linux import process_info
+from mapper_core.linux import cgroup, process_info
 from mapper_core.runtime import Runtime
 from tests.ports import free_port
 
@@ -71,6 +71,7 @@ def test_it_lives_as_long_as_there_are_consoles(runtime: Runtime, console: Conso
     assert servers(runtime) == []
     control.show(runtime, console, log)
     (server,) = servers(runtime)
+    assert f":/{cgroup.NAME}\n" in Path(f"/proc/{server}/cgroup").read_text(), "it outlives the session"
     control.show(runtime, other, log)
     control.show(runtime, console, log)
     assert servers(runtime) == [server]

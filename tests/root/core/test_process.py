@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mapper_core.errors import CommandFailed, DeadlineExceeded, ToolMissing, UsageError
-from mapper_core.process import run
+from mapper_core.process import Lifetime, run
 
 pytestmark = pytest.mark.root
 
@@ -120,13 +120,13 @@ def run_python(code: str) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("ends_with_us", [True, False])
-def test_a_program_outlives_us_unless_it_is_not_to(tmp_path: Path, ends_with_us: bool) -> None:
+@pytest.mark.parametrize("lifetime", [Lifetime.OURS, Lifetime.OWN])
+def test_a_program_outlives_us_unless_it_is_not_to(tmp_path: Path, lifetime: Lifetime) -> None:
     """A command that was killed is repeated: what it had begun must not happen after that has looked at the image."""
     say = f"echo $$ > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/pid; exec cat"
     script = f"""
-from mapper_core.process import run
-run(("sh", "-c", {say!r}), timeout=60, stdin=0, ends_with_us={ends_with_us})
+from mapper_core.process import Lifetime, run
+run(("sh", "-c", {say!r}), timeout=60, stdin=0, lifetime={lifetime})
 """
     # as long as its standard input is open, cat does not end by itself
     caller = subprocess.Popen((sys.executable, "-c", script), stdin=subprocess.PIPE)
@@ -138,8 +138,8 @@ run(("sh", "-c", {say!r}), timeout=60, stdin=0, ends_with_us={ends_with_us})
         program = os.pidfd_open(int((tmp_path / "pid").read_text()))
         caller.kill()
         caller.wait(30)
-        ended = bool(select.select([program], [], [], 30 if ends_with_us else 0.5)[0])
-        assert ended == ends_with_us
+        is_ours = lifetime is Lifetime.OURS
+        assert bool(select.select([program], [], [], 30 if is_ours else 0.5)[0]) == is_ours
     finally:
         assert caller.stdin is not None
         caller.stdin.close()

@@ -10,7 +10,7 @@ import socket
 import sys
 
 from mapper_core.errors import DeadlineExceeded, MapperError, ToolMissing
-from mapper_core.linux import locks
+from mapper_core.linux import cgroup, locks
 from mapper_core.process import find_program
 from mapper_core.runtime import Runtime
 from mapper_core.state_files import json_files
@@ -116,6 +116,7 @@ def _start(files: str, path: str) -> socket.socket:
         if pid == 0:
             try:
                 os.setsid()
+                cgroup.enter()
                 if os.fork() == 0:
                     _become_server(files, path, ready)
             finally:

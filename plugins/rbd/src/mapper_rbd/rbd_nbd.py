@@ -13,7 +13,7 @@ from mapper_core.errors import DeadlineExceeded, DeviceBusy
 from mapper_core.linux import block, process_info, uevents
 from mapper_core.linux.flush import flush_within
 from mapper_core.model import Access, Attachment
-from mapper_core.process import find_program, run
+from mapper_core.process import Lifetime, find_program, run
 from mapper_core.resources import PluginResource
 from mapper_core.transports.base import Availability, Scope
 from mapper_core.transports.blockgraph import BlockNode
@@ -60,7 +60,13 @@ class RbdNbdTransport:
         """
         scope.ledger.record(PluginResource(NAME, (("conf", self._conf),)))
         argv = tool.map_argv(NAME, self._volume, self._user, self._conf, access)
-        run(argv, timeout=self._seconds, subject=node.filename, capabilities=tool.CAPABILITIES)
+        run(
+            argv,
+            timeout=self._seconds,
+            subject=node.filename,
+            capabilities=tool.CAPABILITIES,
+            lifetime=Lifetime.DISK,
+        )
         with uevents.listen() as events:
             if not events.wait_until(lambda: bool(devices(self._conf)), self._seconds):
                 raise DeadlineExceeded(f"{PROGRAM} has no device after {self._seconds:g} s", subject=str(self._volume))
