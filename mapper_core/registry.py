@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 #: Comma-separated names of plugins that are not to be loaded.
 BLOCK_ENVIRONMENT = "MAPPER_BLOCK_PLUGINS"
 
+#: How a plugin is installed. No name that pip would look up in an index: those there are other people's projects.
+INSTALL = "Mapper's own plugins are in its repository: in a clone of it, pip install ./plugins/FORMAT"
 
 #: The optional hooks that a caller can ask for.
 CAPABILITIES = (
@@ -127,7 +129,7 @@ class Registry:
         raise PluginMissing(
             f"no plugin for the format {name!r} is installed",
             subject=name,
-            hint=f"installed: {', '.join(self.formats()) or 'none'}; for others try: pip install mapper-{name}",
+            hint=f"installed: {', '.join(self.formats()) or 'none'}; {INSTALL}",
         )
 
     def can(self, name: str, hook: str) -> bool:

@@ -10,7 +10,7 @@ from mapper_core.doctor.check import Check, Status
 from mapper_core.errors import MapperError
 from mapper_core.linux import features
 from mapper_core.process import PACKAGES, find_program, run
-from mapper_core.registry import BLOCK_ENVIRONMENT
+from mapper_core.registry import BLOCK_ENVIRONMENT, INSTALL
 from mapper_core.transports import NAMES, transport_named
 
 if TYPE_CHECKING:
@@ -74,11 +74,10 @@ def _plugins(mapper: Mapper) -> Iterator[Check]:
         elif BLOCK_ENVIRONMENT in plugin.problem:
             yield Check(name, Status.WARNING, plugin.problem)
         else:
-            yield Check(
-                name, Status.FAILED, plugin.problem, f"pip install --upgrade {entry.distribution}, or uninstall it"
-            )
+            remedy = f"install a version of {entry.distribution} for this mapper-core, or uninstall it"
+            yield Check(name, Status.FAILED, plugin.problem, remedy)
     if not mapper.registry.plugins:
-        yield Check("plugins", Status.FAILED, "none is installed", "pip install mapper-raw mapper-qcow2 mapper-vmdk")
+        yield Check("plugins", Status.FAILED, "none is installed", INSTALL)
 
 
 def _program(name: str) -> Check:

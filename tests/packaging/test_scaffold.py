@@ -70,6 +70,6 @@ def test_its_ci_runs_what_its_readme_says(author: Author, tmp_path: Path) -> Non
     workflow = yaml.safe_load((project / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
     steps = [step["run"] for step in workflow["jobs"]["test"]["steps"] if "run" in step]
     readme = (project / "README.md").read_text(encoding="utf-8")
-    for command in ("pip install -e '.[dev]'", "ruff check .", "ruff format --check .", "mypy", "pytest"):
+    for command in ("pip install ../mapper -e '.[dev]'", "ruff check .", "ruff format --check .", "mypy", "pytest"):
         assert command in steps
         assert command in readme

@@ -33,7 +33,7 @@ class OnContract(OnBench):
 
     @proves("contract")
     def test_its_distribution_is_named_after_the_format(self) -> None:
-        """So that ``pip install mapper-FORMAT`` is what the error for a missing plugin may advise."""
+        """So that whoever sees ``mapper-FORMAT`` among what is installed knows what it is."""
         [entry] = [entry for entry in installed() if entry.name == self.format]
         assert entry.distribution == f"mapper-{self.format.replace('_', '-')}"
 

@@ -24,7 +24,7 @@ def test_a_missing_image(cli: Cli, tmp_path: Path) -> None:
 
 def test_a_format_nobody_handles(cli: Cli, raw: Path) -> None:
     error = cli.fails(3, "PluginMissing", "map", raw, "-f", "vhdx")
-    assert "pip install mapper-vhdx" in error["hint"] and "raw" in error["hint"]
+    assert "pip install ./plugins/" in error["hint"] and "raw" in error["hint"]
 
 
 def test_a_blocked_plugin(cli: Cli, raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:

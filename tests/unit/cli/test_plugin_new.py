@@ -76,6 +76,18 @@ def test_a_format_that_has_a_plugin_already(tmp_path: Path, monkeypatch: pytest.
     assert "mapper-raw" in err and "is installed" in err
 
 
+def test_it_does_not_get_the_other_mapper_core_of_the_index() -> None:
+    """Mapper comes from its repository, and not later than the plugin that needs it."""
+    files = Project("vhdx", "/x", VERSION).files()
+    assert [path for path, text in files.items() if "pypi.org" in text] == []
+    for path in ("README.md", ".github/workflows/ci.yml"):
+        installed = re.findall(r"pip install (?!\.$)(\S+)", files[path], re.MULTILINE)
+        assert installed == ["../mapper"], path
+    assert re.search(
+        r'^ +- run: git clone .*"\$\{MAPPER:\?.*\}" \.\./mapper$', files[".github/workflows/ci.yml"], re.MULTILINE
+    )
+
+
 @pytest.mark.parametrize("kind", ["directory", "full directory", "file", "dangling link"])
 def test_nothing_is_overwritten(tmp_path: Path, kind: str) -> None:
     target = tmp_path / "there"

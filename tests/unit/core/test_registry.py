@@ -113,7 +113,8 @@ def test_a_missing_plugin_says_what_is_installed(plugins: Install) -> None:
     with pytest.raises(PluginMissing) as caught:
         _load().require("vhdx")
     assert "aa" in caught.value.hint
-    assert "pip install mapper-vhdx" in caught.value.hint
+    assert "pip install ./plugins/" in caught.value.hint
+    assert "pip install mapper" not in caught.value.hint, "in the index such names are other people's projects"
 
 
 @pytest.mark.parametrize(
