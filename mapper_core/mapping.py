@@ -126,6 +126,7 @@ class Mapper:
         :raises Busy: another process works on this disk.
         :raises MappedDifferently: it is mapped already, with another access, format or transport.
         :raises Refused: it is larger than allowed.
+        :raises NeedsRoot: this process may make no block devices.
         :raises MapperError: the image, the plugin or the host; afterwards everything is as it was.
         """
         with self.map_open(disk, self.identify_to_map(disk), options, user=user) as opened:
@@ -180,6 +181,7 @@ class Mapper:
         self, disk: Disk, identity: Identity, options: MapOptions, user: str, closing: contextlib.ExitStack
     ) -> OpenDisk:
         """Map a disk that is not mapped; ``closing`` closes its device."""
+        policy.check_privilege(disk)
         image = self.inspect_for(disk, identity, options)
         # nothing is written yet: there is nothing to undo before the first resource is recorded, which writes all of it
         ledger = Ledger(self.journal, Record(identity.id, disk, disk.format, options, self.boot, users=(user,)))

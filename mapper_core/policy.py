@@ -6,10 +6,39 @@ import contextlib
 import os
 
 from mapper_core import formats
-from mapper_core.errors import BackingFileMissing, CorruptImage, ForbiddenReference, MapperError, ReadOnlyImage, Refused
+from mapper_core.errors import (
+    BackingFileMissing,
+    CorruptImage,
+    ForbiddenReference,
+    MapperError,
+    NeedsRoot,
+    ReadOnlyImage,
+    Refused,
+)
 from mapper_core.identity import refusal
 from mapper_core.model import Access, Disk, ImageInfo, MapOptions
 from mapper_core.partitions.reader import fetch_ends
+
+#: Whoever may make a block device of an image may open one of these (loop(4), and nbd of the kernel).
+_MAKERS = ("/dev/loop-control", "/dev/nbd0")
+
+
+def check_privilege(disk: Disk) -> None:
+    """Make sure that this process may make block devices, before anything is written down that it could not undo.
+
+    The user's number does not decide it: capabilities or the group of the devices do as well as root.
+
+    :raises NeedsRoot: it may open nothing that makes a block device.
+    """
+    if os.geteuid() == 0:
+        return  # what root lacks is not root
+    there = [path for path in _MAKERS if os.path.exists(path)]
+    if there and not any(os.access(path, os.R_OK | os.W_OK, effective_ids=True) for path in there):
+        raise NeedsRoot(
+            f"this needs root: {there[0]} makes block devices, and may not be opened",
+            subject=disk.source,
+            hint="run it with sudo",
+        )
 
 
 def read_header(path: str) -> bytes:

@@ -294,6 +294,27 @@ def test_what_needs_no_root(cli: Cli) -> None:
         assert "not root" in done.out
 
 
+def test_root_is_not_needed_for_the_journal_but_for_devices(cli: Cli) -> None:
+    """With a journal of one's own: refused before anything is written down, unless capabilities do what root can."""
+    with tempfile.TemporaryDirectory(prefix="cli-") as name:
+        image, tree, run = f"{name}/a.raw", f"{name}/tree", f"{name}/run"
+        disks.make_filesystem(Path(image), Part("ext4", 8))
+        os.mkdir(tree)
+        for path in (name, image, tree):
+            os.chown(path, NOBODY, NOBODY)
+        environment = {**os.environ, "MAPPER_RUNTIME_DIR": run}
+        plain = {"user": NOBODY, "group": NOBODY, "extra_groups": [], "cwd": "/", "env": environment}
+        for line in (f"map {image} -f raw", f"mount {image} {tree} -f raw"):
+            done = cli(*line.split(), "--json", **plain)
+            assert (done.status, done.error["type"], done.error["subject"]) == (77, "NeedsRoot", image), line
+            left = [path for path in Path(run).rglob("*") if not path.is_dir()]
+            assert left == [], line
+        able = ("--inh-caps=+sys_admin,+dac_override", "--ambient-caps=+sys_admin,+dac_override")
+        as_nobody = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", *able, PROGRAM)
+        for words in (("map", image, "-f", "raw"), ("unmap", image)):
+            subprocess.run((*as_nobody, *words), env=environment, check=True, capture_output=True, timeout=60)
+
+
 # --- the streams --------------------------------------------------------------------------------------------
 
 
