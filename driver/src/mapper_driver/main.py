@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from mapper_core.errors import MapperError, NotSupported
+from mapper_core.errors import MapperError, NotSupported, UsageError
 
 if TYPE_CHECKING:
     from mapper_driver.opennebula.argv import Common
@@ -28,9 +28,9 @@ USAGE = """\
 usage: mapper-driver run SCRIPT_DIR ACTION ARGUMENT... <XML
        mapper-driver probe PROBE_DIR ARGUMENT... <XML
        mapper-driver boot
-       mapper-driver install-remotes [--destdir DIR] [--one-version V] [--part all|frontend|node] [--user NAME]
+       mapper-driver install-remotes [--destdir DIR] [--one-version V] [--part all|frontend|node] [--user NAME] [--programs DIR]
        mapper-driver uninstall [--destdir DIR]
-       mapper-driver check [--json]
+       mapper-driver check [--user NAME] [--json]
        mapper-driver --version | --help
 
 run   Runs an action of OpenNebula's virtual machine driver on this node. It is called by the scripts in remotes/vmm/lxd and
@@ -41,10 +41,12 @@ probe Runs a probe of OpenNebula's monitoring agent; called by the scripts in re
 boot  After the host was booted and before LXD starts: mounts the disks of the containers with boot.autostart.
 install-remotes, uninstall
       Puts the scripts and probes into OpenNebula's remotes, where they are, and the node's files (sudo, udev, modules,
-      boot) in place; takes exactly those away. DIR stands for /.
+      boot) in place; takes exactly those away. --destdir: stands for /. --user: OpenNebula's, oneadmin. --programs: where
+      mapper-driver-root is on the node; else where it is here.
 check Examines this node; says what to do. Exit status 1: something must be done.
 
-Environment: LXD_SOCKET or LXD_DIR (the daemon), MAPPER_RUNTIME_DIR, MAPPER_STATE_DIR, MAPPER_LXDRC, MAPPER_ONE_VERSION.
+Environment: LXD_SOCKET, INCUS_SOCKET, LXD_DIR or INCUS_DIR (the daemon; the first one counts), MAPPER_LXDRC, MAPPER_ONE_VERSION,
+      MAPPER_RUNTIME_DIR, MAPPER_STATE_DIR, MAPPER_LOG_DIR.
 """
 
 
@@ -69,10 +71,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from mapper_driver.probes.run import run as run_probe
 
         return run_probe(words[1], words[2:])
-    if len(words) < 3 or words[0] != "run":
-        print(USAGE, end="", file=sys.stderr)
-        return 2
-    return run(words[1], words[2], words[3:])
+    if len(words) >= 3 and words[0] == "run":
+        return run(words[1], words[2], words[3:])
+    print(f"mapper-driver: error: {_mistake(words)}\nhint: mapper-driver --help", file=sys.stderr)
+    return UsageError.exit_code
+
+
+def _mistake(words: Sequence[str]) -> str:
+    """What is wrong with a command line that is none of ours."""
+    if not words:
+        return "a command is missing"
+    arguments = {"run": "SCRIPT_DIR ACTION ARGUMENT...", "probe": "PROBE_DIR ARGUMENT...", "boot": "no arguments"}
+    if words[0] in arguments:
+        return f"{words[0]} takes {arguments[words[0]]}"
+    return f"{words[0]!r} is no command"
 
 
 def _boot() -> int:

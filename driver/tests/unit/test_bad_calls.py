@@ -6,12 +6,17 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from pathlib import Path
 
 import pytest
-from mapper_driver import main
+from mapper_driver import callog, inventory, main
+from mapper_driver.lxd.reader import socket_candidates
+from mapper_driver.opennebula import config, framing
 from mapper_driver.opennebula.argv import ACTIONS, Exec
+
+from mapper_core import runtime
 
 pytestmark = pytest.mark.unit
 
@@ -44,6 +49,41 @@ def _broken(good: bytes) -> dict[str, bytes]:
         "two machines": good.replace(b"</TEMPLATE>", b"<VMID>7</VMID></TEMPLATE>", 1),
         "no machine": b"<VMM_DRIVER_ACTION_DATA/>",
     }
+
+
+@pytest.mark.parametrize(
+    ("line", "mistake"),
+    [
+        ("", "a command is missing"),
+        ("deploy", "'deploy' is no command"),
+        ("\x1b[2J", r"'\x1b[2J' is no command"),
+        ("--frob", "'--frob' is no command"),
+        ("run /x", "run takes SCRIPT_DIR ACTION ARGUMENT..."),
+        ("probe", "probe takes PROBE_DIR ARGUMENT..."),
+        ("boot now", "boot takes no arguments"),
+        ("check --frob", "unrecognized arguments: --frob"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_named(line: str, mistake: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(line.split()) == 2
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", f"mapper-driver: error: {mistake}\nhint: mapper-driver --help\n")
+
+
+def test_the_help_names_every_option_and_variable(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for command in ("install-remotes", "check"):
+        with pytest.raises(SystemExit):
+            main.main([command, "--help"])
+        [line] = [line for line in text.splitlines() if f"mapper-driver {command} " in line]
+        options = set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help"}
+        assert options and options == set(re.findall(r"--[a-z-]+", line))
+    for module in (callog, config, framing, inventory, runtime):
+        assert module.ENVIRONMENT in text
+    for variable in ("LXD_SOCKET", "INCUS_SOCKET", "LXD_DIR", "INCUS_DIR"):
+        assert variable in text
+        assert socket_candidates({variable: "/x"})[0].startswith("/x"), "and each of them counts"
 
 
 @pytest.mark.parametrize("action", sorted(ACTIONS))
