@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -205,6 +206,22 @@ def test_a_disk_is_plain_data() -> None:
     """What the driver needs: no class of this plugin."""
     disk = Disk("one/one-7-54-0", "rbd", settings=(("user", "oneadmin"), ("conf", "/etc/ceph/ceph.conf")))
     assert cluster.from_settings(disk.settings) == Cluster("oneadmin", "/etc/ceph/ceph.conf")
+
+
+# --- files --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("setting", ["conf", "keyring", "keyfile"])
+def test_what_could_keep_a_reader_waiting_is_no_file(tmp_path: Path, setting: str) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, tmp_path):
+        with pytest.raises(UsageError, match=f"{setting} is no regular file") as caught:
+            session.check_files(cluster.from_settings(((setting, str(path)),)))
+        assert caught.value.subject == str(path)
+    (tmp_path / "file").touch()
+    for name in (str(tmp_path / "file"), str(tmp_path / "missing"), os.devnull):
+        session.check_files(cluster.from_settings(((setting, name),)))
 
 
 # --- snapshots ----------------------------------------------------------------------------------------------

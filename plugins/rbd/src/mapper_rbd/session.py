@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -93,6 +94,7 @@ def connect(name: VolumeName, cluster: Cluster) -> Iterator[Session]:
     """
     rados, rbd = bindings.rados(), bindings.rbd()
     conf = cluster.conf_file
+    check_files(cluster)
     client: Any = None
     try:
         with _connecting(cluster, conf):
@@ -173,6 +175,21 @@ def translated(subject: str, cluster: Cluster) -> Iterator[None]:
         if type(error).__module__ not in ("rados", "rbd"):
             raise
         raise typed(error, subject, cluster) from error
+
+
+def check_files(cluster: Cluster) -> None:
+    """Make sure that what is to be read can be read to its end: librados would wait for ever for the writer of a pipe.
+
+    :raises UsageError: naming what is no regular file; one that is missing is told later, when it is needed.
+    """
+    for name in ("conf", "keyring", "keyfile"):
+        path = getattr(cluster, name)
+        try:
+            mode = os.stat(path).st_mode
+        except (OSError, ValueError):
+            continue
+        if not stat.S_ISREG(mode) and path != os.devnull:
+            raise UsageError(f"the {name} is no regular file", subject=path)
 
 
 def check_monitors(addresses: str) -> None:
