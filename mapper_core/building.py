@@ -45,10 +45,17 @@ _PACKAGES_SECONDS = 3600
 SERVICE = (
     ("/usr/lib/mapper/context", "context.sh", 0o755),
     ("/etc/systemd/system/mapper-context.service", "context.service", 0o644),
+    ("/etc/systemd/system/mapper-context-script.service", "context-script.service", 0o644),
     ("/etc/init.d/mapper-context", "context.init", 0o755),
 )
-_WANTED = "/etc/systemd/system/multi-user.target.wants/mapper-context.service"
-_RC = "/etc/rcS.d/S20mapper-context"
+_WANTED = "/etc/systemd/system/multi-user.target.wants"
+
+#: Links that have these started: by systemd, and by inits that run ``/etc/rcS.d``.
+_STARTED = (
+    (f"{_WANTED}/mapper-context.service", "../mapper-context.service"),
+    (f"{_WANTED}/mapper-context-script.service", "../mapper-context-script.service"),
+    ("/etc/rcS.d/S20mapper-context", "../init.d/mapper-context"),
+)
 
 #: For tar(1): owners, special files, modes and capabilities as in the archive.
 _CAPABILITIES = (
@@ -235,7 +242,7 @@ def _contextualize(directory: str) -> None:
                 with open(beneath.open_in_root(root, path, flags, mode), "wb") as file:
                     file.write((files / name).read_bytes())
                     os.fchmod(file.fileno(), mode)
-        for path, target in ((_WANTED, "../mapper-context.service"), (_RC, "../init.d/mapper-context")):
+        for path, target in _STARTED:
             parent = beneath.open_directory_in_root(root, os.path.dirname(path), create=0o755)
             try:
                 with contextlib.suppress(FileExistsError):

@@ -107,9 +107,15 @@ def test_build_from_an_archive(cli: Cli, tree: Path, tmp_path: Path, filesystem:
         assert os.readlink(target / "etc/link") == "/etc/passwd"
         assert list((target / "proc").iterdir()) == []
         assert os.access(target / "usr/lib/mapper/context", os.X_OK)
-        wants = target / "etc/systemd/system/multi-user.target.wants/mapper-context.service"
-        assert os.readlink(wants) == "../mapper-context.service"
-        assert "ExecStart=/usr/lib/mapper/context" in (wants.parent.parent / "mapper-context.service").read_text()
+        units = target / "etc/systemd/system"
+        for name, part in (("mapper-context", "settings"), ("mapper-context-script", "script")):
+            assert os.readlink(units / f"multi-user.target.wants/{name}.service") == f"../{name}.service"
+            assert f"ExecStart=/usr/lib/mapper/context {part}\n" in (units / f"{name}.service").read_text()
+        early = (units / "mapper-context.service").read_text()
+        assert (
+            "Before=network-pre.target sysinit.target" in early
+            and "sysinit" not in (units / "mapper-context-script.service").read_text()
+        )
     finally:
         cli.ok("umount", target)
     table = cli("inspect", image, "-f", "qcow2", "--json").json
