@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 
 from mapper_core import capabilities, users
-from mapper_core.errors import KernelError
+from mapper_core.errors import AlreadyExists, KernelError
 from mapper_core.linux import block
 from mapper_core.linux.syscalls import kernel_error
 from mapper_core.mapping import UNDO_SECONDS, Mapper
@@ -32,10 +32,12 @@ def convert(mapper: Mapper, source: Disk, target: Disk, progress: Progress) -> i
 
     :param source: is mapped read-only for the time.
     :param target: does not exist. When something fails it is removed again, if it is a file.
-    :raises AlreadyExists: the target is there.
+    :raises AlreadyExists: the target is there, or is the source.
     :raises NotSupported: the plugin of the target cannot make disks.
     """
     size = capabilities.size_of(mapper, source)
+    if _is_same(source, target):
+        raise AlreadyExists("is the source itself", subject=target.source, hint="choose another name for the new disk")
     with (
         new_disk(mapper, target, size),
         mapped(mapper, source, MapOptions(Access.READ_ONLY)) as origin,
@@ -43,6 +45,16 @@ def convert(mapper: Mapper, source: Disk, target: Disk, progress: Progress) -> i
     ):
         _copy(origin, copy, progress)
     return size
+
+
+def _is_same(source: Disk, target: Disk) -> bool:
+    """Whether two names are those of one disk: files by whatever link, volumes by their name."""
+    if not source.source.startswith("/"):
+        return (source.format, source.source) == (target.format, target.source)
+    try:
+        return target.source.startswith("/") and os.path.samefile(source.source, target.source)
+    except OSError:  # the target is not there
+        return False
 
 
 @contextlib.contextmanager

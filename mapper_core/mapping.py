@@ -272,7 +272,7 @@ class Mapper:
                 raise ImageInUse(
                     f"the mapping is held by {', '.join(others)}",
                     subject=record.disk.source,
-                    hint="let its holder release it",
+                    hint=users.how_to_release(others, self.runtime.mounts),
                 )
             self._release(record, others)
 

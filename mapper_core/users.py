@@ -39,6 +39,20 @@ def tree_of(user: str) -> str | None:
     return user.removeprefix(_TREE) if user.startswith(_TREE) else None
 
 
+def how_to_release(names: tuple[str, ...], staged: str) -> str:
+    """The hint for somebody in whose way those are who hold a mapping.
+
+    :param staged: directory in which trees are mounted for programs, which take them away themselves.
+    """
+    import shlex
+
+    trees = [directory for name in names if (directory := tree_of(name)) and os.path.dirname(directory) != staged]
+    if not trees:
+        return "let its holder release it"
+    command = f"mapper-cli umount {shlex.join(trees)}"
+    return command if len(trees) == len(names) else f"{command}; then let its other holders release it"
+
+
 def living(names: tuple[str, ...]) -> tuple[str, ...]:
     """Leave out the processes that have ended: they were killed before they could let go."""
     if not any(name.startswith(_PROCESS) for name in names):

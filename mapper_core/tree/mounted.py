@@ -257,4 +257,5 @@ def _real_directory(mapper: Mapper, directory: str) -> str:
     try:
         return real_path(directory, os.O_DIRECTORY)
     except (OSError, ValueError) as error:
-        raise UsageError("is not a directory", subject=directory, hint=f"mkdir {directory}") from error
+        hint = "name a directory" if os.path.lexists(directory) else f"mkdir {directory}"
+        raise UsageError("is not a directory", subject=directory, hint=hint) from error

@@ -91,6 +91,7 @@ def test_a_tree_in_use_stays(cli: Cli, system: Path, target: Path) -> None:
     try:
         error = cli.fails(5, "DeviceBusy", "umount", target)
         assert str(os.getpid()) in error["message"]
+        assert cli.fails(5, "ImageInUse", "unmap", system)["hint"] == f"mapper-cli umount {target}"
     finally:
         os.close(fd)
     done = cli("umount", ".", cwd=target)
@@ -98,8 +99,9 @@ def test_a_tree_in_use_stays(cli: Cli, system: Path, target: Path) -> None:
 
 
 def test_wrong_directories(cli: Cli, system: Path, target: Path) -> None:
-    cli.fails(2, "UsageError", "mount", system, target / "missing", "-f", "raw")
-    cli.fails(2, "UsageError", "mount", system, system, "-f", "raw")
+    missing = target / "missing"
+    assert cli.fails(2, "UsageError", "mount", system, missing, "-f", "raw")["hint"] == f"mkdir {missing}"
+    assert cli.fails(2, "UsageError", "mount", system, system, "-f", "raw")["hint"] == "name a directory"
     subprocess.run(["mount", "-t", "tmpfs", "none", target], check=True)
     try:
         cli.fails(3, "NotMapped", "umount", target)

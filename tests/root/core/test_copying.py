@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mapper_core.copying import convert, mapped
-from mapper_core.errors import KernelError
+from mapper_core.errors import AlreadyExists, KernelError
 from mapper_core.mapping import Mapper
 from mapper_core.model import Access, Disk, MapOptions
 from mapper_core.testing import disks
@@ -41,6 +41,17 @@ def test_somebody_looks_at_the_source_when_the_copy_is_done(mapper: Mapper, bare
     other.join()
     assert Path(target.source).read_bytes() == bare.read_bytes()
     assert mapper.mapped() == ()
+
+
+def test_a_copy_of_itself(mapper: Mapper, bare: Path, tmp_path: Path) -> None:
+    """Nobody is advised to remove the source."""
+    before, link = bare.read_bytes(), tmp_path / "link"
+    link.symlink_to(bare)
+    for target in (bare, link):
+        with pytest.raises(AlreadyExists, match="is the source itself") as caught:
+            convert(mapper, Disk(str(bare), "raw"), Disk(str(target), "qcow2"), lambda *_: None)
+        assert "remove" not in caught.value.hint
+    assert bare.read_bytes() == before
 
 
 def test_a_source_that_cannot_be_written(mapper: Mapper, bare: Path, tmp_path: Path) -> None:
