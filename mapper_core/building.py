@@ -161,7 +161,8 @@ def _opened(archive: str) -> Iterator[int]:
     try:
         fd = os.dup(0) if archive == STDIN else os.open(archive, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError as error:
-        raise NotFound("there is no such archive", subject=archive) from error
+        hint = "check the path; with - it is read from standard input"
+        raise NotFound("there is no such archive", subject=archive, hint=hint) from error
     except OSError as error:
         raise kernel_error(error, "the archive cannot be opened", subject=archive) from error
     try:
