@@ -18,11 +18,9 @@ from mapper_core.errors import (
     KernelError,
     MapperError,
     NotFound,
-    NotMapped,
     NotSupported,
     ReadOnlyImage,
     UnknownFilesystem,
-    UsageError,
 )
 from mapper_core.linux.syscalls import (
     AT_EMPTY_PATH,
@@ -36,7 +34,6 @@ from mapper_core.linux.syscalls import (
     MOUNT_SETATTR,
     MOVE_MOUNT,
     OPEN_TREE,
-    call,
     kernel_error,
     syscall,
 )
@@ -53,8 +50,6 @@ _CMD_RECONFIGURE = 7
 _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_F_EMPTY_PATH = 0x04
 _MOVE_MOUNT_T_EMPTY_PATH = 0x40
-_MNT_DETACH = 2
-_UMOUNT_NOFOLLOW = 8
 
 
 class MountAttribute(enum.IntFlag):
@@ -242,62 +237,6 @@ def reconfigure(mount_fd: int, options: tuple[str, ...]) -> None:
         os.close(context)
 
 
-def unmount(path: str, *, parent_fd: int | None = None, detach: bool = False) -> None:
-    """Unmount the topmost mount of a directory. A symbolic link is not followed.
-
-    :param path: mount point; with ``parent_fd`` a single name in that directory.
-    :param parent_fd: descriptor of the directory that has the mount point, so that nothing above it can be exchanged.
-    :param detach: take it out of the tree at once with all mounts below, and let the kernel finish when it is no longer
-        used. The device may still be held afterwards.
-    :raises NotMapped: when nothing is mounted there.
-    :raises DeviceBusy: naming the holders.
-    :raises KernelError: for all else.
-    """
-    full = _full_name(path, parent_fd)
-    try:
-        call("umount2", os.fsencode(full), _UMOUNT_NOFOLLOW | (_MNT_DETACH if detach else 0))
-    except OSError as error:
-        raise _unmount_error(error, full, path) from error
-
-
-def try_unmount(path: str, *, parent_fd: int | None = None) -> bool:
-    """As :func:`unmount`, but ``False`` when the mount is in use, or has others below it; does not look for who uses it."""
-    full = _full_name(path, parent_fd)
-    try:
-        call("umount2", os.fsencode(full), _UMOUNT_NOFOLLOW)
-    except OSError as error:
-        if error.errno == errno.EBUSY:
-            return False
-        raise _unmount_error(error, full, path) from error
-    return True
-
-
-def _full_name(path: str, parent_fd: int | None) -> str:
-    if parent_fd is None:
-        return path
-    if "/" in path or path in ("", ".", ".."):
-        raise UsageError("is not a single name", subject=path)
-    return f"/proc/self/fd/{parent_fd}/{path}"
-
-
-def unmount_fd(mount_fd: int) -> None:
-    """Unmount the mount that a descriptor is the root of, and everything below it, wherever it is attached now.
-
-    Always lazily: the descriptor itself keeps the mount in use. The filesystem is released when the descriptor is
-    closed and nobody else uses it.
-
-    :raises NotMapped: when it is not attached.
-    :raises KernelError: for all else.
-    """
-    try:
-        # Without UMOUNT_NOFOLLOW: the magic link has to be followed, and leads to the descriptor's own mount.
-        call("umount2", f"/proc/self/fd/{mount_fd}".encode(), _MNT_DETACH)
-    except OSError as error:
-        if error.errno in (errno.EINVAL, errno.ENOENT):
-            raise NotMapped("nothing is mounted there", subject=_name(mount_fd)) from error
-        raise kernel_error(error, "cannot unmount", subject=_name(mount_fd)) from error
-
-
 def filesystem_supports_idmap(source: int | str, *, userns_fd: int | None = None) -> bool:
     """Whether the filesystem of a directory can be idmapped, found out by doing it on a detached clone.
 
@@ -384,18 +323,6 @@ def _busy_source(source: str, fstype: str, why: str) -> DeviceBusy:
         found = ()
     text = f"cannot mount {fstype}: {source} is in use: {holders.describe(found)}{why}"
     return DeviceBusy(text, subject=source, hint=holders.advise(found))
-
-
-def _unmount_error(error: OSError, full: str, path: str) -> MapperError:
-    if error.errno in (errno.EINVAL, errno.ENOENT, errno.ENOTDIR):
-        return NotMapped("nothing is mounted there", subject=path)
-    if error.errno == errno.EBUSY:
-        from mapper_core.linux import holders  # only needed on failure
-
-        real = os.path.join(os.path.realpath(os.path.dirname(full)), os.path.basename(full))
-        found = holders.mount_holders(real)
-        return DeviceBusy(f"{path} is in use: {holders.describe(found)}", subject=path, hint=holders.advise(found))
-    return kernel_error(error, "cannot unmount", subject=path)
 
 
 def _name(source: int | str) -> str:

@@ -7,12 +7,11 @@ import errno
 import os
 from collections.abc import Iterator
 
-from mapper_core.errors import DeviceBusy, NotMapped, ProcessGone
+from mapper_core.errors import ProcessGone
 from mapper_core.linux.syscalls import call, kernel_error
 
 _CLONE_FS = 0x200
 _CLONE_NEWNS = 0x20000
-_UMOUNT_NOFOLLOW = 8
 
 
 def mount_namespace_id(pid: int | str = "self") -> int:
@@ -69,34 +68,6 @@ def in_mount_namespace(pid: int) -> Iterator[None]:
         except OSError as error:
             raise kernel_error(error, "cannot enter the mount namespace", subject=subject) from error
         yield
-
-
-def unmount_in(pid: int, target: str) -> None:
-    """Unmount the topmost mount of a directory in the mount namespace of another process, and in those that get its
-    mounts. It is refused, and nothing changes, when any of them is in use.
-
-    :param target: mount point as that process sees it; a final symbolic link is not followed.
-    :raises NotMapped: when nothing is mounted there.
-    :raises DeviceBusy: naming the holders.
-    :raises KernelError: for all else.
-    """
-    failure: OSError | None = None
-    with in_mount_namespace(pid):
-        try:
-            call("umount2", os.fsencode(target), _UMOUNT_NOFOLLOW)
-        except OSError as error:
-            failure = error
-    if failure is None:
-        return
-    if failure.errno in (errno.EINVAL, errno.ENOENT, errno.ENOTDIR):
-        raise NotMapped("nothing is mounted there", subject=target) from failure
-    if failure.errno == errno.EBUSY:
-        from mapper_core.linux import holders  # only needed on failure
-
-        found = holders.mount_holders(target, pid)
-        text = f"{target} is in use: {holders.describe(found)}"
-        raise DeviceBusy(text, subject=target, hint=holders.advise(found)) from failure
-    raise kernel_error(failure, "cannot unmount", subject=target) from failure
 
 
 def _return(namespace: int, root: int, directory: int) -> None:

@@ -22,7 +22,7 @@ import os
 import time
 
 from mapper_core.errors import DeadlineExceeded, NotFound, Refused
-from mapper_core.linux import block, fuse, loop, mountinfo, mounts, uevents
+from mapper_core.linux import block, fuse, loop, mountinfo, uevents, unmounting
 from mapper_core.linux.syscalls import size_from_server
 from mapper_core.model import Access, Attachment
 from mapper_core.process import find_program
@@ -199,4 +199,4 @@ def _unmount_export(directory: str) -> None:
     """Unmount what a daemon that was killed left behind; one that ended by itself has done that."""
     export = f"{directory}/disk"
     for entry in mountinfo.at(export):
-        mounts.unmount(entry.target)
+        unmounting.unmount(entry.target)

@@ -11,7 +11,7 @@ import os
 import shlex
 
 from mapper_core.errors import DeviceBusy, MapperError, NotFound, NotSupported, UnsafePath
-from mapper_core.linux import beneath, mountinfo, mounts
+from mapper_core.linux import beneath, mountinfo, mounts, unmounting
 from mapper_core.linux.files import open_directory
 from mapper_core.model import Access, IdMap, Mount, MountPlan
 from mapper_core.tree.options import MOUNT_ATTRIBUTES
@@ -127,7 +127,7 @@ def unmount_all(directory: str, devices: tuple[str, ...], unmounted: list[str]) 
         parent, name = os.path.split(entry.target)
         parent_fd = _open_parent(directory, parent)
         try:
-            mounts.unmount(name, parent_fd=parent_fd)
+            unmounting.unmount(name, parent_fd=parent_fd)
         finally:
             os.close(parent_fd)
         unmounted.append(entry.target)
@@ -144,7 +144,9 @@ def _unmount_single(directory: str, devices: tuple[str, ...]) -> bool:
         ours = {os.stat(device).st_rdev for device in set(devices) if device.startswith("/dev/")}
         parent_fd = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            if mountinfo.device_on(name, parent_fd=parent_fd) in ours and mounts.try_unmount(name, parent_fd=parent_fd):
+            if mountinfo.device_on(name, parent_fd=parent_fd) in ours and unmounting.try_unmount(
+                name, parent_fd=parent_fd
+            ):
                 return mountinfo.device_on(name, parent_fd=parent_fd) is None
         finally:
             os.close(parent_fd)

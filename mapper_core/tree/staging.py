@@ -6,7 +6,7 @@ import contextlib
 import os
 
 from mapper_core.errors import MapperError
-from mapper_core.linux import locks, mountinfo, mounts
+from mapper_core.linux import locks, mountinfo, mounts, unmounting
 from mapper_core.linux.files import open_directory
 from mapper_core.runtime import Runtime
 
@@ -38,7 +38,7 @@ def remove(runtime: Runtime, directory: str) -> None:
             os.rmdir(directory)
         if not os.listdir(runtime.mounts) and mountinfo.at(runtime.mounts):
             with contextlib.suppress(MapperError):
-                mounts.unmount(runtime.mounts)
+                unmounting.unmount(runtime.mounts)
 
 
 def _alone(runtime: Runtime) -> contextlib.AbstractContextManager[None]:

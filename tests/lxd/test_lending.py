@@ -13,7 +13,7 @@ from mapper_driver.errors import TreeNotPlaced
 from mapper_driver.lxd import lending, placement
 from mapper_driver.lxd.client import LxdClient
 
-from mapper_core.linux import mountinfo, namespaces
+from mapper_core.linux import mountinfo, unmounting
 from mapper_core.mapping import Mapper
 from mapper_core.reconcile import reconcile
 
@@ -83,7 +83,7 @@ def test_a_machine_with_several_disks(
     assert machine.all_disks() == before
     ok(machine.power("reset", MAPPER_ONE_VERSION="5.12.13"))
     for target in lent:
-        namespaces.unmount_in(daemon, target)
+        unmounting.unmount_in(daemon, target)
     ok(machine.power("reset", MAPPER_ONE_VERSION="5.12.13"))
     assert machine.all_disks() == before
     client.stop(machine.name)  # as a shutdown does that is killed when it has deleted the container

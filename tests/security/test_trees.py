@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from mapper_core.errors import MapperError, NotFound, UnsafePath
-from mapper_core.linux import beneath, mountinfo, mounts
+from mapper_core.linux import beneath, mountinfo, mounts, unmounting
 from mapper_core.linux.syscalls import libc
 from mapper_core.mapping import Mapper
 from mapper_core.model import Access, Disk, MapOptions
@@ -96,7 +96,7 @@ def test_a_mount_point_that_is_swapped_ten_thousand_times(tmp_path: Path, canary
                         entry.target for entry in mountinfo.entries() if mountinfo.is_below(entry.target, str(tmp_path))
                     ]
                     assert len(where) == 1 and os.path.dirname(where[0]) == str(tree)
-                    mounts.unmount_fd(filesystem)
+                    unmounting.unmount_fd(filesystem)
                 except (NotFound, UnsafePath):
                     refused += 1
                 finally:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mapper_core.linux import loop, mounts
+from mapper_core.linux import loop, mounts, unmounting
 from mapper_core.model import Access
 
 MIB = 1 << 20
@@ -99,7 +99,7 @@ def unmount_if_mounted(directory: Path) -> None:
     from mapper_core.errors import NotMapped
 
     with contextlib.suppress(NotMapped):
-        mounts.unmount(str(directory))
+        unmounting.unmount(str(directory))
 
 
 @pytest.fixture

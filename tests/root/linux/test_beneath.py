@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mapper_core.errors import MapperError, NotFound, UnsafePath
-from mapper_core.linux import beneath, mounts
+from mapper_core.linux import beneath, mounts, unmounting
 from mapper_core.model import Access
 
 pytestmark = pytest.mark.root
@@ -109,7 +109,7 @@ def test_magic_links_are_refused(tree: Tree) -> None:
                 tree.read(path)
     finally:
         os.close(opened)
-        mounts.unmount(str(tree.root / "proc"))
+        unmounting.unmount(str(tree.root / "proc"))
 
 
 def test_links_without_end(tree: Tree) -> None:

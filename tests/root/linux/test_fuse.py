@@ -16,7 +16,7 @@ import pytest
 
 from mapper_core import process
 from mapper_core.errors import DeadlineExceeded, KernelError, NotMapped
-from mapper_core.linux import fuse, loop, mountinfo, mounts, process_info
+from mapper_core.linux import fuse, loop, mountinfo, process_info, unmounting
 from mapper_core.model import Access
 from mapper_core.transports import daemon
 
@@ -61,7 +61,7 @@ def export(make_image: MakeImage, tmp_path: Path) -> Iterator[Export]:
     process.kill()
     process.wait(timeout=10)
     if mountinfo.at(str(path)):
-        mounts.unmount(str(path), detach=True)
+        unmounting.unmount(str(path), detach=True)
 
 
 def test_the_limit_is_set_and_stays(export: Export) -> None:

@@ -21,7 +21,7 @@ from mapper_core.errors import (
     ReadOnlyImage,
     UnknownFilesystem,
 )
-from mapper_core.linux import block, idmap, loop, mountinfo, mounts
+from mapper_core.linux import block, idmap, loop, mountinfo, mounts, unmounting
 from mapper_core.linux.mounts import MountAttribute, Propagation
 from mapper_core.model import Access, IdMap, IdRange
 
@@ -64,7 +64,7 @@ def target(tmp_path: Path) -> Iterator[Path]:
     yield path
     for entry in reversed(mountinfo.entries()):
         if entry.target == str(path) or mountinfo.is_below(entry.target, str(path)):
-            mounts.unmount(entry.target)
+            unmounting.unmount(entry.target)
 
 
 def mount(source: str, target: Path, fstype: str = "ext4", attributes: MountAttribute = MountAttribute.NONE) -> None:
@@ -173,7 +173,7 @@ def test_the_target_is_the_open_directory_whatever_its_name_means_now(disk: str,
         assert mountinfo.at(str(bait)) == ()
         assert len(mountinfo.at(str(tmp_path / "renamed"))) == 1
     finally:
-        mounts.unmount(str(tmp_path / "renamed"))
+        unmounting.unmount(str(tmp_path / "renamed"))
         target.unlink()
 
 
@@ -209,7 +209,7 @@ def test_a_clone_with_and_without_what_is_below(disk: str, tmp_path: Path, targe
         assert (copy / "sub" / "below").exists() is recursive
         assert len(mountinfo.below(str(copy))) == recursive
         for entry in reversed((*mountinfo.at(str(copy)), *mountinfo.below(str(copy)))):
-            mounts.unmount(entry.target)
+            unmounting.unmount(entry.target)
 
 
 def test_a_clone_of_a_link_is_not_the_clone_of_its_target(tmp_path: Path, target: Path) -> None:
@@ -269,7 +269,7 @@ def test_an_idmapped_mount_shifts_owners_both_ways(disk: str, target: Path) -> N
     assert owner(target / "mine") == (100000, 300000)
     assert owner(target / "theirs") == (100007, 300008)
     os.chown(target / "mine", 100042, 300043)
-    mounts.unmount(str(target))
+    unmounting.unmount(str(target))
     mount(disk, target)
     assert owner(target / "mine") == (42, 43)
 
@@ -310,17 +310,17 @@ def test_a_filesystem_that_cannot_is_a_typed_error() -> None:
 
 def test_unmount_twice(disk: str, target: Path) -> None:
     mount(disk, target)
-    mounts.unmount(str(target))
+    unmounting.unmount(str(target))
     for path in (str(target), str(target / "none")):
         with pytest.raises(NotMapped):
-            mounts.unmount(path)
+            unmounting.unmount(path)
 
 
 def test_only_the_topmost_mount_goes(disk: str, target: Path) -> None:
     mount(disk, target)
     mount("x", target, "tmpfs")
     assert [entry.fstype for entry in mountinfo.at(str(target))] == ["ext4", "tmpfs"]
-    mounts.unmount(str(target))
+    unmounting.unmount(str(target))
     assert [entry.fstype for entry in mountinfo.at(str(target))] == ["ext4"]
 
 
@@ -328,14 +328,14 @@ def test_a_link_is_not_followed(disk: str, target: Path, tmp_path: Path) -> None
     mount(disk, target)
     (tmp_path / "link").symlink_to(target)
     with pytest.raises(NotMapped):
-        mounts.unmount(str(tmp_path / "link"))
+        unmounting.unmount(str(tmp_path / "link"))
     assert len(mountinfo.at(str(target))) == 1
 
 
 def test_by_name_in_an_open_directory(disk: str, target: Path, tmp_path: Path) -> None:
     mount(disk, target)
     with directory_fd(tmp_path) as fd:
-        mounts.unmount("target", parent_fd=fd)
+        unmounting.unmount("target", parent_fd=fd)
     assert mountinfo.at(str(target)) == ()
 
 
@@ -345,7 +345,7 @@ def test_busy_names_who_is_inside(disk: str, target: Path, by_name: bool) -> Non
     process = subprocess.Popen(["sleep", "1000"], cwd=target)
     try:
         with pytest.raises(DeviceBusy) as caught, directory_fd(target.parent) as fd:
-            mounts.unmount("target" if by_name else str(target), parent_fd=fd if by_name else None)
+            unmounting.unmount("target" if by_name else str(target), parent_fd=fd if by_name else None)
         assert f"process {process.pid} (sleep)" in str(caught.value)
     finally:
         process.kill()
@@ -357,7 +357,7 @@ def test_busy_names_an_open_file_and_a_mount_below(disk: str, target: Path) -> N
     (target / "sub").mkdir()
     mount("x", target / "sub", "tmpfs")
     with open(target / "mine", "rb"), pytest.raises(DeviceBusy) as caught:
-        mounts.unmount(str(target))
+        unmounting.unmount(str(target))
     assert f"process {os.getpid()}" in str(caught.value)
     assert f"is mounted on {target / 'sub'}" in str(caught.value)
 
@@ -367,7 +367,7 @@ def test_detach_takes_the_whole_tree_out(disk: str, target: Path) -> None:
     (target / "sub").mkdir()
     mount("x", target / "sub", "tmpfs")
     with open(target / "mine", "rb"):
-        mounts.unmount(str(target), detach=True)
+        unmounting.unmount(str(target), detach=True)
         assert (*mountinfo.at(str(target)), *mountinfo.below(str(target))) == ()
         with pytest.raises(DeviceBusy), block.exclusive(disk):
             pass
@@ -378,10 +378,10 @@ def test_detach_takes_the_whole_tree_out(disk: str, target: Path) -> None:
 def test_by_descriptor(disk: str, target: Path) -> None:
     mount(disk, target)
     with directory_fd(target) as fd:
-        mounts.unmount_fd(fd)
+        unmounting.unmount_fd(fd)
         assert mountinfo.at(str(target)) == ()
         with pytest.raises(NotMapped):
-            mounts.unmount_fd(fd)
+            unmounting.unmount_fd(fd)
     with block.exclusive(disk):
         pass
 
@@ -398,7 +398,7 @@ def test_odd_names_are_found(tmp_path: Path) -> None:
         try:
             assert len(mountinfo.at(str(path))) == 1
         finally:
-            mounts.unmount(str(path))
+            unmounting.unmount(str(path))
 
 
 def test_disk_10_is_not_below_disk_1(tmp_path: Path) -> None:
@@ -410,7 +410,7 @@ def test_disk_10_is_not_below_disk_1(tmp_path: Path) -> None:
         assert mountinfo.below(str(tmp_path / "disk.1")) == ()
         assert len(mountinfo.below(str(tmp_path))) == 1
     finally:
-        mounts.unmount(str(tmp_path / "disk.10"))
+        unmounting.unmount(str(tmp_path / "disk.10"))
 
 
 def test_what_is_on_a_directory_is_told_without_the_table(disk: str, target: Path) -> None:
@@ -441,13 +441,13 @@ def test_clear_is_what_nothing_is_mounted_on_or_below(disk: str, target: Path) -
     assert not mountinfo.is_clear(str(target)), "two levels below"
     assert not mountinfo.is_clear(str(target / "a" / "b")), "on it"
     assert mountinfo.is_clear(str(target / "a" / "b" / "lost+found"))
-    mounts.unmount(str(target / "a" / "b"))
+    unmounting.unmount(str(target / "a" / "b"))
     (target / "file").touch()
     bound = mounts.clone_tree(str(target / "file"), recursive=False)
     with closing(bound), closing(os.open(target / "file", os.O_PATH)) as onto:
         mounts.attach(bound, onto)
     assert not mountinfo.is_clear(str(target)), "a file can be a mount point too"
-    mounts.unmount(str(target / "file"))
+    unmounting.unmount(str(target / "file"))
     mount("x", target, "tmpfs")
     assert not mountinfo.is_clear(str(target)), "empty, but a mount itself"
 
@@ -457,15 +457,15 @@ def test_to_try_to_unmount_changes_nothing_when_it_is_in_use(disk: str, target: 
     (target / "sub").mkdir()
     mount("x", target / "sub", "tmpfs")
     before = mountinfo.under(str(target))
-    assert not mounts.try_unmount(str(target)), "it has a mount below it"
+    assert not unmounting.try_unmount(str(target)), "it has a mount below it"
     assert mountinfo.under(str(target)) == before
-    mounts.unmount(str(target / "sub"))
+    unmounting.unmount(str(target / "sub"))
     with (target / "mine").open():
-        assert not mounts.try_unmount(str(target))
+        assert not unmounting.try_unmount(str(target))
     with directory_fd(target.parent) as parent:
-        assert mounts.try_unmount("target", parent_fd=parent)
+        assert unmounting.try_unmount("target", parent_fd=parent)
     with pytest.raises(NotMapped):
-        mounts.try_unmount(str(target))
+        unmounting.try_unmount(str(target))
 
 
 def test_types_of_filesystems_that_the_kernel_knows() -> None:

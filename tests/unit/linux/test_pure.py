@@ -10,7 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mapper_core.errors import KernelError, NotSupported, UnsafePath, UsageError
-from mapper_core.linux import beneath, blkpg, holders, idmap, loop, loop_status, mounts, process_info, syscalls
+from mapper_core.linux import (
+    beneath,
+    blkpg,
+    holders,
+    idmap,
+    loop,
+    loop_status,
+    process_info,
+    syscalls,
+    unmounting,
+)
 from mapper_core.linux.holders import Holder, HolderKind
 from mapper_core.model import Access, IdRange
 
@@ -123,7 +133,7 @@ def test_nobody_visible_is_said_so() -> None:
 def test_unmount_by_name_takes_a_single_name() -> None:
     for name in ("a/b", "", ".", ".."):
         with pytest.raises(UsageError):
-            mounts.unmount(name, parent_fd=NO_DESCRIPTOR)
+            unmounting.unmount(name, parent_fd=NO_DESCRIPTOR)
 
 
 def test_an_os_error_becomes_a_sentence() -> None:

@@ -10,7 +10,7 @@ import os
 import stat
 
 from mapper_core.errors import DeviceBusy, Refused
-from mapper_core.linux import mountinfo, namespaces
+from mapper_core.linux import mountinfo, namespaces, unmounting
 from mapper_driver.errors import TreeNotPlaced
 from mapper_driver.lxd import clones, monitors
 
@@ -114,7 +114,7 @@ def take_disk(pid: int, path: str, directory: str) -> None:
     if top not in found:
         text = f"the guest has mounted {top.source} ({top.fstype}) over it"
         raise DeviceBusy(text, subject=path, hint=f"in the container: umount {path}")
-    namespaces.unmount_in(pid, path)
+    unmounting.unmount_in(pid, path)
 
 
 def _open_directory(path: str) -> int:

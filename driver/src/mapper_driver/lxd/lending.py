@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mapper_core.errors import NotMapped, ProcessGone
-from mapper_core.linux import mountinfo, namespaces
+from mapper_core.linux import mountinfo, namespaces, unmounting
 from mapper_driver.errors import TreeNotPlaced
 from mapper_driver.lxd import clones
 from mapper_driver.lxd.placement import peel
@@ -122,7 +122,7 @@ def withdraw_from_others(users: Sequence[Holder], directory: str, home: str) -> 
     ]
     for holder in sorted(left, key=lambda holder: holder.target.count("/"), reverse=True):
         with contextlib.suppress(NotMapped, ProcessGone):
-            namespaces.unmount_in(holder.pid, holder.target)
+            unmounting.unmount_in(holder.pid, holder.target)
     return bool(left)
 
 
@@ -132,7 +132,7 @@ def _unmount_copies(directory: str, entries: tuple[mountinfo.MountEntry, ...], p
     for entry in reversed(entries):
         if (entry.device, entry.root) in wanted:
             with contextlib.suppress(NotMapped):
-                namespaces.unmount_in(pid, entry.target)
+                unmounting.unmount_in(pid, entry.target)
 
 
 def _namespace(pid: int) -> int | None:

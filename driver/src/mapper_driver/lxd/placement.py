@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mapper_core.errors import DeviceBusy, KernelError, MapperError, NotFound, NotMapped
-from mapper_core.linux import mountinfo, namespaces
+from mapper_core.linux import mountinfo, namespaces, unmounting
 from mapper_core.linux.mounts import MountAttribute
 from mapper_core.runtime import Runtime, boot_id
 from mapper_core.state_files import corrupt, read_json, remove_json, write_json
@@ -290,7 +290,7 @@ def peel(target: str, pid: int) -> None:
             return
         for point in reversed(points):
             with contextlib.suppress(NotMapped):
-                namespaces.unmount_in(pid, point)
+                unmounting.unmount_in(pid, point)
     raise DeviceBusy("new mounts appear while it is being unmounted", subject=target)
 
 
