@@ -1,4 +1,8 @@
-"""Locks between processes: ``flock`` on a file, gone with the process that holds it."""
+"""Locks between processes: ``flock`` on a file, gone with the process that holds it.
+
+Not always at once: a child that a killed process was starting has the lock until it has become the other program (descriptors
+close on exec) or has ended, which is a moment later. Such a holder is waited for; one that is to be seen works, and is not.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +14,17 @@ import time
 from collections.abc import Callable, Iterator
 
 from mapper_core.errors import Busy, Refused
+from mapper_core.linux import process_info
 from mapper_core.linux.syscalls import kernel_error
 
+#: How long to wait for a lock whose holder is not to be seen, seconds.
+ORPHAN_SECONDS = 3.0
 _ATTEMPTS = 64
 
 
 @contextlib.contextmanager
 def try_lock(path: str) -> Iterator[int]:
-    """Hold the lock ``path`` for the block; never waits.
+    """Hold the lock ``path`` for the block; waits for nobody, but for what a killed process has left (:data:`ORPHAN_SECONDS`).
 
     The file is made with mode 0600 and stays; a symbolic link is refused.
 
@@ -112,14 +119,19 @@ def _take(fd: int, path: str, until: float) -> bool:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        if not _wait(fd, until):
+        if not _wait(fd, until) and (_is_held_visibly(fd) or not _wait(fd, time.monotonic() + ORPHAN_SECONDS)):
             pid = holder_pid(fd)
-            who = f"process {pid} ({_process_name(pid)})" if pid else "another process"
+            who = _describe(pid) if pid else "another process"
             raise Busy(f"{who} works on it now", subject=path, hint="try again when it has finished") from error
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
         raise Refused("a lock must be a regular file", subject=path)
     return status.st_nlink > 0
+
+
+def _is_held_visibly(fd: int) -> bool:
+    pid = holder_pid(fd)
+    return pid != 0 and process_info.is_running(pid)
 
 
 def _wait(fd: int, until: float) -> bool:
@@ -149,9 +161,8 @@ def _wait(fd: int, until: float) -> bool:
         return finished.is_set()
 
 
-def _process_name(pid: int) -> str:
-    try:
-        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
-            return file.read().strip()
-    except OSError:
-        return "?"
+def _describe(pid: int) -> str:
+    found = process_info.info(pid)
+    if found is None or found.gone:
+        return f"a child of process {pid}, which is gone,"
+    return f"process {pid} ({found.name})"
