@@ -11,12 +11,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 from mapper_driver.errors import InstanceNotFound
@@ -41,8 +41,17 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 #: What each daemon calls itself; its command in labs/ has the same name.
 PRODUCTS = ("lxd", "incus")
-#: For tests of what is decided before a daemon is asked, or in which it makes no difference which it is.
-lxd_is_enough = pytest.mark.parametrize("product", ["lxd"], indirect=True, scope="session")
+Test = TypeVar("Test", bound=Callable[..., object])
+
+
+def lxd_is_enough(test: Test) -> Test:
+    """For tests of what is decided before a daemon is asked, or in which it makes no difference which it is. They run
+    beside those that run with both daemons (``scripts/test``).
+    """
+    marks = (pytest.mark.lxd_only, pytest.mark.parametrize("product", ["lxd"], indirect=True, scope="session"))
+    for mark in marks:
+        test = mark(test)
+    return test
 
 
 def run(*argv: str) -> str:
