@@ -97,11 +97,13 @@ def test_constraints_pin_one_version_each() -> None:
 
 
 def test_the_tiers_are_the_same_everywhere() -> None:
-    """Markers of pyproject.toml, and the lists of scripts/test."""
+    """Markers of pyproject.toml (one of them divides a tier), and the lists of scripts/test."""
     with (ROOT / "pyproject.toml").open("rb") as file:
         markers = {entry.split(":")[0] for entry in tomllib.load(file)["tool"]["pytest"]["ini_options"]["markers"]}
     (tiers,) = re.findall(r"^tiers=\((.*)\)$", "\n".join(lines("scripts/test")), re.M)
-    assert markers == set(tiers.split())
+    assert markers == {*tiers.split(), "lxd_only"}
+    (lanes,) = re.findall(r"^lanes=\((.*?)^\)$", "\n".join(lines("scripts/test")), re.M | re.S)
+    assert set(re.findall(r"--tier (\w+)", lanes)) == set(tiers.split()), "a tier is in no lane"
 
 
 def test_each_expected_skip_is_explained() -> None:

@@ -279,11 +279,13 @@ def test_a_device_of_the_host_that_is_mounted_is_not_written_beside_that(
 
 def test_a_virtual_machine_that_uses_the_image_is_noticed(mapper: Mapper, bare: Path, tmp_path: Path) -> None:
     socket = tmp_path / "nbd.sock"
-    server = subprocess.Popen(["qemu-nbd", "-f", "raw", "-k", str(socket), str(bare)])
+    server = subprocess.Popen(["qemu-nbd", "--persistent", "-f", "raw", "-k", str(socket), str(bare)])
     try:
         deadline = time.monotonic() + 10
         while not socket.exists() and time.monotonic() < deadline:
             time.sleep(0.01)
+        # it has its socket before it has the image, and answers when it has both (qemu 7.2)
+        disks.run("qemu-nbd", "--list", "-k", str(socket))
         for transport in TRANSPORTS:
             with pytest.raises(ImageInUse, match="locked"):
                 mapper.map(_disk(bare), MapOptions(transport=transport), user="t")
