@@ -255,6 +255,7 @@ def snapshot_delete(mapper: Mapper, disk: Disk, name: str) -> None:
     disk = dataclasses.replace(disk, source=identity.source)
     with mapper.lock(identity.id):
         record = settled_or_checked(mapper, disk, identity)
+        mapper.transports_of(record).settle()  # a process that was killed may have told it to do the same
         if find_snapshot(mapper.registry.snapshots(disk), name, disk.source).protected:
             raise Refused(f"something depends on the snapshot {name!r} (a clone)", subject=disk.source)
         mapper.registry.snapshot_delete(disk, name, record.attachment, mapper.transports_of(record))

@@ -88,6 +88,7 @@ def _undo(mapper: Mapper, record: Record) -> Record:
     assert record.attachment is not None
     with filesystems.of_device(record.attachment.device) as found:
         freeze.thaw(found)
+    mapper.transports_of(record).settle()
     if _has(mapper, record.disk, record.snapshot):
         mapper.registry.snapshot_delete(record.disk, record.snapshot, record.attachment, mapper.transports_of(record))
     record = dataclasses.replace(record, snapshot="")
@@ -113,6 +114,7 @@ def _flush(record: Record) -> None:
 def _delete_if_there(mapper: Mapper, record: Record, name: str, kept: set[str]) -> None:
     """Delete what was begun; ``kept`` gets the disks where that is not possible now."""
     try:
+        mapper.transports_of(record).settle()  # what has failed may be that it did not answer in time
         if _has(mapper, record.disk, name):
             mapper.registry.snapshot_delete(record.disk, name, record.attachment, mapper.transports_of(record))
     except (MapperError, OSError):  # one failure is told already; the other disks' are deleted all the same

@@ -103,6 +103,15 @@ class Transports:
         """
         self._daemon().snapshot_delete(identifier, name, self._scope)
 
+    def settle(self) -> None:
+        """Wait until the daemon has done, or forgotten, what somebody told it who has not waited for the answer: a process that
+        was killed. Only then does the image tell whether it was done. A transport without a daemon has nothing to wait for.
+
+        :raises DeadlineExceeded: it does not answer.
+        """
+        with contextlib.suppress(NotMapped, NotSupported):
+            self._daemon().settle(self._scope)
+
     def _kind(self) -> str:
         """The transport of this mapping: the one that recorded the first resource of the core."""
         for resource in self._scope.ledger.resources:

@@ -138,6 +138,14 @@ class StorageDaemonTransport:
         with self._monitor(scope) as monitor:
             monitor.execute("blockdev-snapshot-delete-internal-sync", device=ROOT_NODE, id=identifier, name=name)
 
+    def settle(self, scope: Scope) -> None:
+        """Wait until the daemon has done, or forgotten, what it was told before. It serves one connection after the other, forgets
+        what it has not begun when one ends, and does the rest in order: the negotiation of a new one comes after that (qemu 7.2,
+        ``monitor/qmp.c``).
+        """
+        with contextlib.suppress(NotFound), self._monitor(scope):
+            pass
+
     def _monitor(self, scope: Scope) -> Monitor:
         return Monitor(_socket(scope.directory), seconds=MONITOR_SECONDS, subject=scope.ledger.device)
 

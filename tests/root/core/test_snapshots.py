@@ -1,9 +1,13 @@
 """Snapshots of real disks: mapped and not, named badly, interrupted."""
 
+import dataclasses
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -28,6 +32,7 @@ from mapper_core.linux import filesystems, freeze
 from mapper_core.mapping import Mapper
 from mapper_core.model import Access, Disk, MapOptions
 from mapper_core.reconcile import reconcile
+from mapper_core.snapshots import undo_interrupted
 from mapper_core.testing import disks
 from mapper_core.testing.disks import MIB, Part
 from mapper_core.tree import mounted
@@ -330,3 +335,64 @@ def test_killed_while_it_is_frozen(mapper: Mapper, tmp_path: Path, who: str, fin
             capabilities.snapshot_create(mapper, disk, "s")
         assert reconcile(mapper).actions == ()
         assert _names(mapper, disk) == ["s"]
+
+
+@contextmanager
+def _told_by_the_dead(mapper: Mapper, command: str, **arguments: str) -> Iterator[None]:
+    """A process tells the daemon of the one mapped disk something and is gone when that has done it, half a second later."""
+    directory = Path(mapper.runtime.exports, mapper.journal.ids()[0])
+    daemon = int((directory / "pid").read_text())
+    killed = socket.socket(socket.AF_UNIX)
+    killed.settimeout(20)
+    killed.connect(str(directory / "qmp.sock"))
+    answers = killed.makefile("rb")
+
+    def tell(execute: str, **arguments: str) -> None:
+        killed.sendall(json.dumps({"execute": execute, "arguments": arguments}).encode() + b"\n")
+
+    def done() -> None:
+        assert any(b"return" in line for line in answers)
+
+    def go_on() -> None:
+        os.kill(daemon, signal.SIGCONT)
+        with answers, killed:
+            done()
+
+    assert b"QMP" in answers.readline()
+    tell("qmp_capabilities")
+    done()
+    os.kill(daemon, signal.SIGSTOP)
+    began = time.monotonic()
+    later = threading.Timer(0.5, go_on)
+    later.start()
+    try:
+        tell(command, device="disk", **arguments)
+        yield
+        assert time.monotonic() - began >= 0.5, "what the daemon was told was not waited for"
+    finally:
+        later.join()
+
+
+def test_killed_before_the_daemon_has_made_it(mapper: Mapper, tmp_path: Path) -> None:
+    """Who undoes it waits until the daemon has: it would appear when nobody knows of it any more."""
+    disk = _qcow2(tmp_path / "disk.qcow2")
+    with _device(mapper, disk):
+        (record,) = mapper.journal.records()
+        mapper.journal.write(dataclasses.replace(record, snapshot="late"))
+        with _told_by_the_dead(mapper, "blockdev-snapshot-internal-sync", name="late"):
+            assert undo_interrupted(mapper, record.id)
+        assert _names(mapper, disk) == []
+        assert mapper.journal.records() == (record,)
+        capabilities.snapshot_create(mapper, disk, "late")
+        assert _names(mapper, disk) == ["late"]
+
+
+def test_killed_before_the_daemon_has_deleted_it(mapper: Mapper, tmp_path: Path) -> None:
+    """Whoever does the same again is told that it is gone, and not by the daemon that it cannot be."""
+    disk = _qcow2(tmp_path / "disk.qcow2")
+    with _device(mapper, disk):
+        capabilities.snapshot_create(mapper, disk, "old")
+        told = _told_by_the_dead(mapper, "blockdev-snapshot-delete-internal-sync", name="old")
+        with told, pytest.raises(SnapshotMissing):
+            capabilities.snapshot_delete(mapper, disk, "old")
+        assert _names(mapper, disk) == []
