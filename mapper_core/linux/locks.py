@@ -119,7 +119,9 @@ def _take(fd: int, path: str, until: float) -> bool:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        if not _wait(fd, until) and (_is_held_visibly(fd) or not _wait(fd, time.monotonic() + ORPHAN_SECONDS)):
+        if not _is_held_visibly(fd):
+            until = max(until, time.monotonic() + ORPHAN_SECONDS)
+        if not _wait(fd, until):
             pid = holder_pid(fd)
             who = _describe(pid) if pid else "another process"
             raise Busy(f"{who} works on it now", subject=path, hint="try again when it has finished") from error
